@@ -1,0 +1,5 @@
+"""python -m slurm_health"""
+
+from slurm_health.cli import main
+
+main()
