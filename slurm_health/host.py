@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+LARGEST = 1 << 20  # no file that a probe reads is longer; a stray one must not fill the memory
 
 
 class Host:
@@ -15,16 +18,27 @@ class Host:
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
+        self._prefix = f"{self.root}/".replace("//", "/")
 
     def path(self, name: str) -> Path:
         return self.root / name
 
     def text(self, name: str | Path) -> str | None:
-        """The stripped content of a file, or None where it cannot be read or is empty."""
+        """The stripped content of a file (its first MiB), or None where it cannot be read or is empty."""
+        # plain system calls: read_text takes three times as long, and this runs every second
         try:
-            return (self.root / name).read_text(encoding="utf-8", errors="replace").strip() or None
+            handle = os.open(f"{self._prefix}{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError):
             return None
+        content = b""
+        try:
+            while len(content) < LARGEST and (part := os.read(handle, 65536)):
+                content += part
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
+        return content.decode("utf-8", "replace").strip() or None
 
     def number(self, name: str | Path) -> int | None:
         """The whole number in a file (decimal or 0x...), or None."""
@@ -39,19 +53,19 @@ class Host:
     def names(self, folder: str | Path) -> list[str]:
         """The sorted names in a folder; none where it cannot be read."""
         try:
-            return sorted(entry.name for entry in (self.root / folder).iterdir())
-        except OSError:
+            return sorted(os.listdir(f"{self._prefix}{folder}"))  # noqa: PTH208 (a tenth of iterdir's cost)
+        except (OSError, ValueError):
             return []
 
     def link(self, name: str | Path) -> str | None:
         """The last part of where a symbolic link points, or None."""
         try:
-            return (self.root / name).readlink().name
-        except OSError:
+            return os.readlink(f"{self._prefix}{name}").rpartition("/")[2]  # noqa: PTH115 (as above)
+        except (OSError, ValueError):
             return None
 
     def exists(self, name: str | Path) -> bool:
-        return (self.root / name).exists()
+        return os.path.exists(f"{self._prefix}{name}")  # noqa: PTH110 (as above)
 
     def glob(self, pattern: str) -> Iterator[Path]:
         """Paths below root (relative to it) that match, sorted."""

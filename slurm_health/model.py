@@ -5,7 +5,7 @@ Frozen values that every other module passes around. Nothing here does anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 
@@ -44,7 +44,8 @@ class Reading:
     `moment` is set on events (something that happened once, such as a kernel log line) and names the event
     uniquely on its node: "<boot id>/<kernel sequence number>". It is empty on states (something that holds).
     `at` is the event's own time (seconds since the epoch), 0 for states. `pid` is the process that the
-    kernel named, 0 where it named none.
+    kernel named, 0 where it named none. `detail` is the one lower-case word beside the value that an opinion
+    may need ("fatal", "nonfatal", "drain_and_reset"), empty where there is none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Reading:
     moment: str = ""
     at: float = 0.0
     pid: int = 0
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class Job:
     """What Slurm says of a job (one array task, one component of a heterogeneous job).
 
     `id` is Slurm's own number for it; `label` is how commands must name it (`7_2` for an array task, the
-    leader of a heterogeneous job). `ended` is 0 while it lives.
+    leader of a heterogeneous job). `size` is its number of nodes. `ended` is 0 while it lives.
     """
 
     id: int
@@ -138,6 +140,7 @@ class Job:
     uid: int = 0
     batch: bool = True
     requeueable: bool = True
+    size: int = 1
     nodes: tuple[str, ...] = ()
     started: float = 0.0
     ended: float = 0.0
@@ -145,8 +148,66 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """What a node remembers of a healthy device: its identity and how well it ran."""
+class Incident:
+    """The life of a finding in the ledger. Times are seconds since the epoch, 0 until they happen.
 
-    name: str
-    facts: dict[str, Value] = field(default_factory=dict)
+    `since` is the first evidence, `cleared` when a lasting fault was gone, `acknowledged` when an admin's
+    RESUME overruled it, `held` why nothing was done (or "").
+    """
+
+    id: int
+    node: str
+    code: str
+    device: str
+    severity: Severity
+    job: Urgency
+    text: str
+    since: float
+    opened: float
+    lasting: bool = True
+    moment: str = ""
+    count: int = 1
+    seen: float = 0.0
+    cleared: float = 0.0
+    acknowledged: float = 0.0
+    closed: float = 0.0
+    closed_by: str = ""
+    held: str = ""
+
+    @property
+    def pressing(self) -> bool:
+        """Whether it still asks for the node to be out: nobody closed or overruled it."""
+        return self.severity is Severity.CRITICAL and not (self.closed or self.acknowledged)
+
+    @property
+    def reason(self) -> str:
+        """The drain reason: the same words for the same fault, at most 120 characters."""
+        return f"slurm-health: {self.code}({self.device}) {self.text}".rstrip()[:120].rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A job that a fault touched, and how far it has come since. One for each (job, restart count).
+
+    `requeued`, `started` (its wait was ended), `ran` and `settled` are 0 until they happen; `outcome` says in
+    a few words how it ended. `refused`: our prolog turned it away. `ours`: we requeued or released it.
+    """
+
+    id: int
+    incident: int
+    job: int
+    restarts: int
+    label: str
+    uid: int
+    node: str
+    urgency: Urgency
+    since: float
+    refused: float = 0.0
+    requeued: float = 0.0
+    started: float = 0.0
+    running: float = 0.0
+    ran: float = 0.0
+    ran_nodes: str = ""
+    settled: float = 0.0
+    outcome: str = ""
+    tries: int = 0

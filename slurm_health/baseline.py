@@ -1,0 +1,382 @@
+"""What a node remembers of its healthy devices, and what its readings mean beside that.
+
+A missing GPU or a dead port leaves nothing to read; only who knows what was there can say that it is gone. So
+a node learns, from healthy readings only, its GPUs (PCI address, UUID), its InfiniBand ports that were ACTIVE
+and its NICs that had a carrier, and how fast they ran. The site's configuration may say more (Expectations).
+
+Pure, but for load() and save().
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from slurm_health.model import Reading, Report, Value
+
+Facts = dict[str, Value]
+Devices = Mapping[str, Facts]
+KINDS = ("gpus", "ports", "nics")
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What the site's configuration says that a node should have; None: it does not say.
+
+    Rates in Gb/s. `ignore` holds patterns of devices that are never judged. The InfiniBand numbers are for
+    ports whose link layer is InfiniBand: an Ethernet port of the same adapter is a NIC.
+    """
+
+    gpus: int | None = None
+    ib_ports: int | None = None
+    ib_gbps: float | None = None
+    nic_ports: int | None = None
+    nic_gbps: float | None = None
+    ignore: tuple[str, ...] = ()
+
+    def ignored(self, device: str) -> bool:
+        return any(fnmatchcase(device, glob) for glob in self.ignore)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What was learned: by device, its facts. `boot` is the boot that the error counts belong to.
+
+    A GPU's facts: uuid, minor, boot (when its UUID was learned), ecc (uncorrected errors at first sight).
+    A port's: rate (Gb/s), layer, pci. A NIC's: speed (Mb/s), pci.
+    """
+
+    boot: str = ""
+    gpus: Devices = field(default_factory=dict)
+    ports: Devices = field(default_factory=dict)
+    nics: Devices = field(default_factory=dict)
+
+
+def begin(baseline: Baseline, boot: str) -> Baseline:
+    """The baseline for this boot. Error counts of the driver start at 0 with it."""
+    if baseline.boot == boot:
+        return baseline
+    return replace(
+        baseline, boot=boot, gpus={name: {**facts, "ecc": 0} for name, facts in baseline.gpus.items()}
+    )
+
+
+def forget(baseline: Baseline, device: str) -> Baseline:
+    """The baseline without what matches a pattern: a part was taken out, or a lower rate is meant."""
+
+    def kept(devices: Devices) -> Devices:
+        return {name: facts for name, facts in devices.items() if not fnmatchcase(name, device)}
+
+    return Baseline(baseline.boot, kept(baseline.gpus), kept(baseline.ports), kept(baseline.nics))
+
+
+def section(baseline: Baseline, match: str) -> str:
+    """The [[nodes]] section of the configuration that expects what was learned of a healthy node."""
+    lines = ["[[nodes]]", f'match = "{match}"']
+    if baseline.gpus:
+        lines.append(f"gpus = {len(baseline.gpus)}")
+    ports = [
+        its.get("rate") for its in baseline.ports.values() if its.get("layer", "InfiniBand") == "InfiniBand"
+    ]
+    speeds = [its.get("speed") for its in baseline.nics.values()]
+    for key, rates, unit in (("infiniband", ports, 1.0), ("nics", speeds, 1000.0)):
+        known = [rate / unit for rate in rates if isinstance(rate, int | float)]
+        if rates:
+            slowest = f", gbps = {min(known):g}" if known else ""
+            lines.append(f"{key} = {{ ports = {len(rates)}{slowest} }}")
+    return "\n".join(lines)
+
+
+# -- files -------------------------------------------------------------------------------
+
+
+def load(path: Path) -> Baseline:
+    """What save() wrote; an empty baseline for a file that is absent, torn or another program's."""
+    try:
+        data = json.loads(path.read_text())
+        gpus, ports, nics = ({str(name): dict(facts) for name, facts in data[kind].items()} for kind in KINDS)
+        return Baseline(str(data["boot"]), gpus, ports, nics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Baseline()
+
+
+def save(path: Path, baseline: Baseline) -> None:
+    """Write it, whole or not at all. Raises OSError."""
+    data = {"boot": baseline.boot, **{kind: dict(getattr(baseline, kind)) for kind in KINDS}}
+    draft = path.with_name(path.name + ".new")
+    with draft.open("w") as file:
+        json.dump(data, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+# -- learning ----------------------------------------------------------------------------
+
+
+def learn(baseline: Baseline, report: Report, sick: Iterable[str] = ()) -> tuple[Baseline, tuple[str, ...]]:
+    """The baseline with what a report shows of healthy devices, and a line for each change worth a record.
+
+    `sick` are the devices with a critical finding: nothing is learned of them, and of no GPU when it holds ""
+    (the driver). The same object comes back when there is nothing new.
+    """
+    if report.error:
+        return baseline, ()
+    facts = _by_device(report.readings)
+    ill = set(sick)
+    if report.probe == "gpu" and not {"", "*"} & ill:
+        return _learn_gpus(baseline, facts, ill)
+    if report.probe == "infiniband":
+        return _learn_ports(baseline, facts, ill)
+    if report.probe == "nic":
+        return _learn_nics(baseline, facts, ill)
+    return baseline, ()
+
+
+def _by_device(readings: Iterable[Reading]) -> dict[str, Facts]:
+    facts: dict[str, Facts] = {}
+    for reading in readings:
+        facts.setdefault(reading.device, {})[reading.name] = reading.value
+    return facts
+
+
+def _learn_gpus(
+    baseline: Baseline, facts: dict[str, Facts], sick: set[str]
+) -> tuple[Baseline, tuple[str, ...]]:
+    if facts.get("", {}).get("gpu.driver") != "ok":
+        return baseline, ()
+    gpus = dict(baseline.gpus)
+    notes = []
+    for device, seen in facts.items():
+        uuid = seen.get("gpu.uuid")
+        if uuid is None or seen.get("gpu.lost") is not False or device in sick:
+            continue
+        known = gpus.get(device)
+        if known and known.get("uuid") != uuid and known.get("boot") == baseline.boot:
+            continue  # no GPU changes while the machine runs: not believed before the next boot
+        errors = seen.get("gpu.ecc_uncorrected")
+        new: Facts = {"uuid": uuid, "boot": baseline.boot}
+        if "gpu.minor" in seen:
+            new["minor"] = seen["gpu.minor"]
+        if isinstance(errors, int):
+            before = known.get("ecc") if known and known.get("uuid") == uuid else None
+            new["ecc"] = min(errors, before) if isinstance(before, int) else errors
+        elif known and "ecc" in known:
+            new["ecc"] = known["ecc"]
+        if known and known.get("uuid") != uuid:
+            notes.append(f"GPU {device} was replaced: {known.get('uuid')} -> {uuid}")
+        for other, its in list(gpus.items()):
+            if other != device and its.get("uuid") == uuid:
+                notes.append(f"GPU {uuid} moved: {other} -> {device}")
+                del gpus[other]
+        if known is None:
+            notes.append(f"GPU {device} ({uuid}) is new")
+        gpus[device] = new
+    return baseline if gpus == baseline.gpus else replace(baseline, gpus=gpus), tuple(notes)
+
+
+def _learn_ports(
+    baseline: Baseline, facts: dict[str, Facts], sick: set[str]
+) -> tuple[Baseline, tuple[str, ...]]:
+    ports = dict(baseline.ports)
+    notes = []
+    for device, seen in facts.items():
+        rate = seen.get("infiniband.rate")
+        up = seen.get("infiniband.state") == "ACTIVE" and seen.get("infiniband.phys_state") == "LinkUp"
+        if not up or not isinstance(rate, int | float) or device in sick:
+            continue
+        known = ports.get(device)
+        before = known.get("rate", 0) if known else 0
+        new: Facts = {"rate": max(rate, before) if isinstance(before, int | float) else rate}
+        for fact in ("layer", "pci"):
+            if (value := seen.get(f"infiniband.{'link_layer' if fact == 'layer' else fact}")) is not None:
+                new[fact] = value
+        notes += _renamed(ports, device, new, facts)
+        if known is None:
+            notes.append(f"InfiniBand port {device} ({rate:g} Gb/s) is new")
+        ports[device] = new
+    return baseline if ports == baseline.ports else replace(baseline, ports=ports), tuple(notes)
+
+
+def _learn_nics(
+    baseline: Baseline, facts: dict[str, Facts], sick: set[str]
+) -> tuple[Baseline, tuple[str, ...]]:
+    nics = dict(baseline.nics)
+    notes = []
+    for device, seen in facts.items():
+        # only a full pass has the address, by which a renamed port is known again
+        if seen.get("nic.carrier") is not True or device in sick or "nic.pci" not in seen:
+            continue
+        known = nics.get(device)
+        new: Facts = {"pci": seen["nic.pci"]}
+        speeds = [
+            speed for speed in (seen.get("nic.speed"), (known or {}).get("speed")) if isinstance(speed, int)
+        ]
+        if speeds:
+            new["speed"] = max(speeds)
+        notes += _renamed(nics, device, new, facts)
+        if known is None:
+            notes.append(f"network port {device} is new")
+        nics[device] = new
+    return baseline if nics == baseline.nics else replace(baseline, nics=nics), tuple(notes)
+
+
+def _renamed(known: dict[str, Facts], device: str, new: Facts, facts: Mapping[str, Facts]) -> list[str]:
+    """Drop the old name of a device that has another one now (udev renames after the first pass)."""
+    notes = []
+    for other, its in list(known.items()):
+        same_port = other.partition("/")[2] == device.partition("/")[2]
+        if other not in facts and same_port and "pci" in new and its.get("pci") == new["pci"]:
+            notes.append(f"{other} is called {device} now")
+            del known[other]
+    return notes
+
+
+# -- expecting ---------------------------------------------------------------------------
+
+
+def expect(baseline: Baseline | None, expectations: Expectations, report: Report) -> tuple[Reading, ...]:
+    """A report's readings, without ignored devices, and what they mean beside the baseline.
+
+    `gpu.missing`, `gpu.ecc_risen` (errors since first sight), `gpu.ecc_before`; `infiniband.down`,
+    `.never_up`, `.slow`, `.missing`; `nic.down`, `.degraded`, `.slow`, `.missing`. States are True or False
+    (a good reading ends a finding); what cannot be told is absent. None for a baseline: none is remembered.
+    """
+    readings = tuple(one for one in report.readings if not expectations.ignored(one.device))
+    if report.error:
+        return readings
+    facts = _by_device(readings)
+    known = baseline or Baseline()
+    derived: Iterable[Reading] = ()
+    if report.probe == "gpu":
+        derived = _expect_gpus(known, expectations, facts, readings)
+    elif report.probe == "infiniband":
+        derived = _expect_ports(known, expectations, facts)
+    elif report.probe == "nic":
+        derived = _expect_nics(known, expectations, facts)
+    return (*readings, *(one for one in derived if not expectations.ignored(one.device)))
+
+
+def _expect_gpus(
+    baseline: Baseline, expectations: Expectations, facts: dict[str, Facts], readings: tuple[Reading, ...]
+) -> Iterator[Reading]:
+    if facts.get("", {}).get("gpu.driver") != "ok":
+        return
+    words = {one.device: one.evidence for one in readings if one.name == "gpu.lost" and one.value is True}
+    answering = {device for device, seen in facts.items() if seen.get("gpu.lost") is False}
+    uuids = {facts[device].get("gpu.uuid") for device in answering}
+    gone: dict[str, str] = {device: f"NVML: {evidence}" for device, evidence in words.items() if device}
+    for device, its in baseline.gpus.items():
+        if device not in answering and device not in gone and its.get("uuid") not in uuids:
+            bus = "still on PCI" if facts.get(device, {}).get("gpu.on_pci") else "no longer on PCI"
+            gone[device] = f"{its.get('uuid')} does not answer, {bus}"
+    wanted = expectations.gpus
+    short = 0 if wanted is None else wanted - len(answering)
+    if short > len(gone):
+        silent = [
+            device for device, seen in facts.items() if seen.get("gpu.on_pci") and device not in answering
+        ]
+        for device in silent:
+            if len(gone) < short and device not in gone:
+                gone[device] = f"on PCI, but not known to the driver; {wanted} GPUs are configured"
+    for device in sorted(answering | gone.keys()):
+        yield Reading("gpu.missing", device, device in gone, gone.get(device, ""))
+    if wanted is not None or "" in words:
+        # those that cannot be named
+        unnamed = short > len(gone) or ("" in words and not gone)
+        evidence = f"{len(answering)} of {wanted} GPUs" if short > 0 else f"NVML: {words.get('', '')}"
+        yield Reading("gpu.missing", "", unnamed, evidence if unnamed else "")
+    for device in sorted(answering):
+        count = facts[device].get("gpu.ecc_uncorrected")
+        if not isinstance(count, int):
+            continue
+        first = baseline.gpus.get(device, {}).get("ecc")
+        if isinstance(first, int):
+            risen = max(0, count - first)
+            yield Reading("gpu.ecc_risen", device, risen, f"{risen} uncorrected errors since this boot")
+        before = first if isinstance(first, int) else count
+        yield Reading(
+            "gpu.ecc_before", device, min(before, count), f"{before} uncorrected errors when first seen"
+        )
+
+
+def _expect_ports(
+    baseline: Baseline, expectations: Expectations, facts: dict[str, Facts]
+) -> Iterator[Reading]:
+    # an Ethernet port is judged as a NIC: its admin may take it down, bonding takes its device away
+    ports = {
+        device: seen
+        for device, seen in facts.items()
+        if "infiniband.state" in seen and seen.get("infiniband.link_layer", "InfiniBand") == "InfiniBand"
+    }
+    active = [device for device, seen in ports.items() if seen["infiniband.state"] == "ACTIVE"]
+    wanted = expectations.ib_ports
+    for device, seen in ports.items():
+        up = seen["infiniband.state"] == "ACTIVE"
+        state = (
+            f"state {seen['infiniband.state']}, {seen.get('infiniband.phys_state', 'physical state unknown')}"
+        )
+        if device in baseline.ports:
+            yield Reading("infiniband.down", device, not up, state)
+            yield Reading("infiniband.never_up", device, False)
+        else:
+            if up or wanted is not None:
+                short = wanted is not None and len(active) < wanted
+                yield Reading("infiniband.down", device, not up and short, state)
+            never = not up and seen.get("infiniband.phys_state") != "Disabled"
+            yield Reading("infiniband.never_up", device, never, state)
+        rate = seen.get("infiniband.rate")
+        usual = expectations.ib_gbps or baseline.ports.get(device, {}).get("rate")
+        if up and isinstance(rate, int | float) and isinstance(usual, int | float):
+            yield Reading("infiniband.slow", device, rate < usual, f"{rate:g} Gb/s instead of {usual:g}")
+    addresses = {seen["infiniband.pci"] for seen in facts.values() if "infiniband.pci" in seen}
+    for device, its in baseline.ports.items():
+        if device in facts:
+            yield Reading("infiniband.missing", device, False)
+        elif its.get("layer", "InfiniBand") == "InfiniBand" and its.get("pci") not in addresses:
+            yield Reading(
+                "infiniband.missing", device, True, f"not in /sys/class/infiniband ({its.get('pci')})"
+            )
+    if wanted is not None:
+        missing = len(ports) < wanted
+        yield Reading("infiniband.missing", "", missing, f"{len(ports)} of {wanted} InfiniBand ports")
+
+
+def _expect_nics(
+    baseline: Baseline, expectations: Expectations, facts: dict[str, Facts]
+) -> Iterator[Reading]:
+    nics = {device: seen for device, seen in facts.items() if "nic.up" in seen or "nic.carrier" in seen}
+    wanted = expectations.nic_ports
+    linked = [device for device, seen in nics.items() if seen.get("nic.carrier") is True]
+    for device, seen in nics.items():
+        carrier = seen.get("nic.carrier")
+        if seen.get("nic.up") is False:  # its admin's will is no fault, and ends one
+            dead = False
+        elif carrier is None:
+            continue
+        else:
+            dead = not carrier
+        if device in baseline.nics or (wanted is not None and len(linked) < wanted) or not dead:
+            covered = seen.get("nic.bond") is True
+            yield Reading("nic.down", device, dead and not covered, "no carrier" if dead else "")
+            yield Reading("nic.degraded", device, dead and covered, "no carrier" if dead else "")
+        speed = seen.get("nic.speed")
+        configured = expectations.nic_gbps
+        usual = configured * 1000 if configured else baseline.nics.get(device, {}).get("speed")
+        if carrier is True and isinstance(speed, int) and isinstance(usual, int | float):
+            yield Reading("nic.slow", device, speed < usual, f"{speed} Mb/s instead of {usual:g}")
+    bus = {device for device, seen in facts.items() if "nic.on_pci" in seen}
+    addresses = {seen["nic.pci"] for seen in facts.values() if "nic.pci" in seen}
+    if not bus and not addresses:
+        return  # a fast pass does not say what is on the bus
+    for device, its in baseline.nics.items():
+        if device in facts:
+            yield Reading("nic.missing", device, False)
+        elif its.get("pci") not in addresses and its.get("pci") not in bus:
+            yield Reading("nic.missing", device, True, f"{its.get('pci')} is no longer on PCI")
+    if wanted is not None:
+        yield Reading("nic.missing", "", len(nics) < wanted, f"{len(nics)} of {wanted} network ports")

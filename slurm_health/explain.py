@@ -1,0 +1,165 @@
+"""A page for each code: what it means, how it is seen, what happens to the node and its jobs, what to do.
+
+Made from the same tables that judge (rules.toml, xid.toml), so that it cannot say something else.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from difflib import get_close_matches
+
+from slurm_health import rules
+from slurm_health.model import Severity, Urgency
+from slurm_health.rules import Above, Below, Is, IsNot, Opinion, Rule, RuleBook
+
+NODE = {
+    Severity.OK: "nothing, it is not recorded",
+    Severity.WARNING: "recorded as a warning; the node stays in service",
+    Severity.CRITICAL: "taken out of service, as the mode and the budget allow",
+}
+JOBS = {
+    Urgency.NOW: "the jobs it touches are requeued at once",
+    Urgency.CHECKPOINT: "the jobs it touches may end; one that dies of it is requeued",
+    Urgency.FINISH: "running jobs may end; one that dies of it is requeued",
+    Urgency.NONE: "left alone",
+}
+FAULTS = {
+    "hardware": "the hardware's (or its firmware's)",
+    "driver": "the driver's (or the firmware's)",
+    "application": "an application's",
+    "unknown": "not known",
+}
+SOURCES = {
+    "kernel.xid": "https://docs.nvidia.com/deploy/xid-errors/",
+    "kernel.sxid": "https://docs.nvidia.com/datacenter/tesla/fabric-manager-user-guide/",
+}
+LINES = {
+    "kernel.xid": 'the kernel log: "NVRM: Xid (PCI:...): {n}, ..."',
+    "kernel.sxid": 'the kernel log: "nvidia-nvswitch<n>: SXid (PCI:...): {n}, ..."',
+}
+# codes that other parts of the program raise
+ELSEWHERE = {
+    "NODE_SILENT": (
+        "the node's daemon has not reported to the controller",
+        "the controller: no report for longer than its limit (a report comes at least every 30 s)",
+        "recorded as a warning; it never acts by itself",
+        "left alone",
+        "Look at slurm-health on the node (systemctl status slurm-health-node) and at the network between.",
+    ),
+    "SLURM_UNREACHABLE": (
+        "slurmctld does not answer the controller",
+        "the controller: its calls to Slurm pass their deadlines",
+        "nothing can be done until it answers; what was decided is tried again",
+        "left alone",
+        "Look at slurmctld (scontrol ping, sdiag). A slow slurmctld never counts against a node.",
+    ),
+    "PROBE_STUCK": (
+        "a probe of the node's daemon does not come back",
+        "the node's daemon: a probe is still out long after its deadline",
+        "recorded as a warning; the node stays in service",
+        "left alone",
+        "A driver may hang: look for tasks in D state and for the driver's messages in the kernel log.",
+    ),
+}
+
+
+def codes(book: RuleBook | None = None) -> list[str]:
+    """Every code that can occur today, sorted (those of events by number)."""
+    book = book or rules.load()
+    plain = {rule.code for rule in book.rules} | ELSEWHERE.keys()
+    events = [
+        f"{rules.EVENTS[name]}_{number}" for name, table in book.events.items() for number in sorted(table)
+    ]
+    return sorted(plain) + events
+
+
+def page(code: str, book: RuleBook | None = None) -> str:
+    """The page of a code. KeyError, with codes that look like it, where there is none."""
+    book = book or rules.load()
+    code = code.strip().upper()
+    for name, prefix in rules.EVENTS.items():
+        if match := re.fullmatch(rf"{prefix}_(\d{{1,6}})", code, re.ASCII):
+            number = int(match[1])
+            opinion = book.events[name].get(number, book.unknown[name])
+            return _event_page(f"{prefix}_{number}", name, number, opinion)
+    if code in ELSEWHERE:
+        about, seen, node, jobs, advice = ELSEWHERE[code]
+        return "\n".join(
+            [f"{code}: {about}", *_lines(("seen by", seen), ("node", node), ("jobs", jobs), ("do", advice))]
+        )
+    found = [rule for rule in book.rules if rule.code == code]
+    if not found:
+        near = get_close_matches(code, codes(book), 5, 0.5)
+        hint = f"; there is {', '.join(near)}" if near else "; `slurm-health explain` lists them"
+        raise KeyError(f"no code {code}{hint}")
+    return "\n\n".join(_rule_page(rule) for rule in found)
+
+
+def _rule_page(rule: Rule) -> str:
+    rows = [
+        ("means", rule.why),
+        ("seen by", _seen(rule)),
+        ("severity", str(rule.severity)),
+        ("node", NODE[rule.severity]),
+        ("jobs", JOBS[rule.job] if rule.severity is Severity.CRITICAL else JOBS[Urgency.NONE]),
+        ("ends", f"when it has been good again for {rule.clear:g} s"),
+        ("do", rule.advice),
+        ("source", rule.source),
+    ]
+    return "\n".join([f"{rule.code}: {rule.text}", *_lines(*rows)])
+
+
+def _seen(rule: Rule) -> str:
+    match rule.when:
+        case Is(values):
+            what = "is " + " or ".join(_shown(value) for value in values)
+        case IsNot(values):
+            what = "is not " + ", nor ".join(_shown(value) for value in values)
+        case Above(limit):
+            what = f"is above {limit:g}"
+        case Below(limit):
+            what = f"is below {limit:g}"
+    held = f", for {rule.hold:g} s" if rule.hold else ""
+    times = f", {rule.times} times in a row" if rule.times > 1 else ""
+    return f"{rule.reading} {what}{held}{times}"
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _event_page(code: str, name: str, number: int, opinion: Opinion) -> str:
+    rows = [
+        ("seen by", LINES[name].format(n=number)),
+        ("whose fault", FAULTS[opinion.fault]),
+        *_consequence(opinion),
+        ("do", opinion.advice),
+    ]
+    for detail, special in opinion.when.items():
+        more = f" {special.advice}" if special.advice != opinion.advice else ""
+        rows += [("but if", f"{detail}: {special.severity}; {_sentence(special)}.{more}")]
+    rows += [("source", SOURCES[name])]
+    return "\n".join([f"{code}: {opinion.text}", *_lines(*rows)])
+
+
+def _consequence(opinion: Opinion) -> list[tuple[str, str]]:
+    jobs = JOBS[opinion.job] if opinion.severity is Severity.CRITICAL else JOBS[Urgency.NONE]
+    return [("severity", str(opinion.severity)), ("node", NODE[opinion.severity]), ("jobs", jobs)]
+
+
+def _sentence(opinion: Opinion) -> str:
+    if opinion.severity is not Severity.CRITICAL:
+        return NODE[opinion.severity]
+    return f"{NODE[opinion.severity]}; {JOBS[opinion.job]}"
+
+
+def _lines(*rows: tuple[str, str]) -> list[str]:
+    lines = []
+    for title, words in rows:
+        if words:
+            lines += textwrap.wrap(
+                words, 96, initial_indent=f"  {title:<14}", subsequent_indent=" " * 16,
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+    return lines

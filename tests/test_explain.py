@@ -1,0 +1,61 @@
+"""Each code has a page, made from the tables that judge."""
+
+import pytest
+
+from slurm_health import explain, rules
+
+BOOK = rules.load()
+
+
+def test_every_code_has_a_page() -> None:
+    codes = explain.codes(BOOK)
+    assert len(codes) == len(set(codes))
+    for code in codes:
+        page = explain.page(code, BOOK)
+        assert page.startswith(f"{code}: ")
+        for word in ("seen by", "node", "jobs", "do "):
+            assert word in page, (code, word)
+        assert max(map(len, page.splitlines())) <= 130
+
+
+def test_every_code_of_the_probes_has_a_page() -> None:
+    from slurm_health.probes import PROBES
+
+    public = set(explain.codes(BOOK))
+    listed = {code for probe in PROBES for code in probe.codes}
+    assert {code for code in listed if "<" not in code} <= public
+    assert {one.code for one in BOOK.rules} <= listed
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("GPU_XID_79", ["requeued at once", "the hardware's", "xid-errors"]),
+        ("gpu_xid_31", ["an application's", "left alone", "stays in service"]),
+        ("GPU_XID_149", ["but if", "fatal: critical"]),
+        ("GPU_XID_99999", ["unknown meaning", "left alone"]),
+        ("IB_PORT_DOWN", ["for 5 s", "never seen"]),
+        ("GPU_DRIVER_FAILED", ["3 times in a row"]),
+        ("NODE_SILENT", ["never acts by itself"]),
+    ],
+)
+def test_what_a_page_says(code: str, words: list[str]) -> None:
+    page = " ".join(explain.page(code, BOOK).split())
+    for word in words:
+        assert word in page
+
+
+def test_a_page_follows_the_sites_rules() -> None:
+    book = rules.load([{"code": "NIC_DOWN", "reading": "nic.down", "hold": "17s"}])
+    assert "for 17 s" in explain.page("NIC_DOWN", book)
+
+
+@pytest.mark.parametrize("code", ["GPU_MISING", "", "XID_79", "GPU_XID_", "GPU_XID_x"])
+def test_no_such_code(code: str) -> None:
+    with pytest.raises(KeyError):
+        explain.page(code, BOOK)
+
+
+def test_a_code_that_is_nearly_right_is_answered_with_those_that_are() -> None:
+    with pytest.raises(KeyError, match="GPU_MISSING"):
+        explain.page("GPU_MISING", BOOK)

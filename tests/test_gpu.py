@@ -1,0 +1,476 @@
+"""GPUs: what NVML says, what it does not, and the process it lives in when it fails, hangs or dies."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nodes
+import pytest
+
+import slurm_health
+from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
+from slurm_health.host import Host
+from slurm_health.model import Reading, Report, Value
+from slurm_health.probes.gpu import GRACE, PATIENCE, Library, Worker, _Process, _started, pci
+from slurm_health.probes.nvidia import address, recovery_action
+
+SOURCE = Path(slurm_health.__file__).parent / "sandbox/nvml.c"
+LOST, UNKNOWN, NOT_SUPPORTED, MISMATCH, NO_PERMISSION = 15, 999, 3, 18, 4  # nvmlReturn_t
+GPUS = ("0000:18:00.0", "0000:2a:00.0", "0000:3a:00.0")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not SOURCE.exists():
+        pytest.skip("no C compiler for the fake NVML")
+    target = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, SOURCE, "-lpthread"], check=True)
+    return str(target)
+
+
+class Machine:
+    """Three GPUs on PCI, and the text that the fake library answers from."""
+
+    def __init__(self, root: Path, library: str) -> None:
+        self.root = root
+        self.library = library
+        self.host = Host(root)
+        self.state = root / "nvml"
+        for name in GPUS:
+            nodes.gpu(root, name)
+        self.set()
+
+    def set(self, *lines: str, gpus: int = len(GPUS)) -> None:
+        rows = [f"gpu {n} {GPUS[n]} GPU-{n} 165{n} {n} NVIDIA H100" for n in range(gpus)]
+        draft = self.state.with_suffix(".new")
+        draft.write_text("\n".join(["driver 570.1", *rows, *lines, "end", ""]))
+        draft.replace(self.state)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path, library)
+    monkeypatch.setenv("SLURM_HEALTH_FAKE_NVML", str(made.state))
+    return made
+
+
+@pytest.fixture
+def worker(machine: Machine) -> Iterator[Worker]:
+    made = Worker(machine.host, machine.library, deadline=10.0, folder=machine.root)
+    yield made
+    pid = made.pid
+    made.stop()
+    assert not pid or not _started(pid)
+
+
+def get(worker: Worker, now: float | None = None) -> Report:
+    """Ask and wait for the answer."""
+    worker.ask(time.monotonic() if now is None else now)
+    return wait(worker)
+
+
+def wait(worker: Worker) -> Report:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        select.select([worker.fileno()], [], [], 20)
+        if report := worker.answer(time.monotonic()):
+            return report
+    raise AssertionError("no answer")
+
+
+def facts(report: Report) -> dict[tuple[str, str], Value]:
+    return {(one.name, one.device): one.value for one in report.readings}
+
+
+def driver(report: Report) -> Value | None:
+    return facts(report).get(("gpu.driver", ""))
+
+
+# -- what is read ------------------------------------------------------------------------
+
+
+def test_a_healthy_node(worker: Worker) -> None:
+    report = get(worker)
+    assert report.error == ""
+    seen = facts(report)
+    assert seen["gpu.driver", ""] == "ok"
+    assert {key[0].removeprefix("gpu."): value for key, value in seen.items() if key[1] == GPUS[1]} == {
+        "uuid": "GPU-1",
+        "minor": 1,
+        "lost": False,
+        "ecc_uncorrected": 0,
+        "remap_pending": False,
+        "remap_failed": False,
+        "recovery_action": "none",
+        "on_pci": True,
+        "kernel_driver": "nvidia",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("set 1 ecc-volatile 7", "gpu.ecc_uncorrected", 7),
+        ("set 1 remap-pending 1", "gpu.remap_pending", True),
+        ("set 1 remap-failed 1", "gpu.remap_failed", True),
+        ("set 1 recovery 4", "gpu.recovery_action", "drain_and_reset"),
+        ("set 1 recovery 42", "gpu.recovery_action", "unknown_42"),
+        ("set 1 lost 1", "gpu.lost", True),
+    ],
+)
+def test_what_is_wrong_is_read(machine: Machine, worker: Worker, line: str, name: str, value: Value) -> None:
+    get(worker)
+    machine.set(line)
+    seen = facts(get(worker))
+    assert seen[name, GPUS[1]] == value
+    assert seen[name, GPUS[0]] != value
+
+
+@pytest.mark.parametrize("code", [NOT_SUPPORTED, 13, 6, UNKNOWN])
+def test_what_is_not_supported_is_no_reading_and_no_zero(machine: Machine, worker: Worker, code: int) -> None:
+    calls = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetFieldValues")
+    machine.set(*(f"fail {call} -1 {code}" for call in calls))
+    report = get(worker)
+    assert driver(report) == "ok"
+    assert {name for name, device in facts(report) if device == GPUS[0]} == {
+        "gpu.uuid", "gpu.minor", "gpu.lost", "gpu.on_pci", "gpu.kernel_driver",
+    }  # fmt: skip
+
+
+def test_a_gpu_lost_before_it_was_ever_seen(machine: Machine, worker: Worker) -> None:
+    machine.set("set 2 lost 1")
+    report = get(worker)
+    assert driver(report) == "ok"
+    assert facts(report)["gpu.lost", ""] is True
+    missing = facts(Report("gpu", expect(None, Expectations(), report)))
+    assert missing["gpu.missing", ""] is True
+    known, _ = learn(begin(Baseline(), "b"), Report("gpu", get_healthy(machine)))
+    missing = facts(Report("gpu", expect(known, Expectations(), report)))
+    assert missing["gpu.missing", GPUS[2]] is True
+    assert missing["gpu.missing", ""] is False
+
+
+def get_healthy(machine: Machine) -> tuple[Reading, ...]:
+    machine.set()
+    fresh = Worker(machine.host, machine.library)
+    try:
+        return get(fresh).readings
+    finally:
+        fresh.stop()
+
+
+def test_the_failing_of_one_gpu_is_the_drivers_failing(machine: Machine, worker: Worker) -> None:
+    machine.set(f"fail nvmlDeviceGetHandleByIndex_v2 -1 {UNKNOWN}")
+    report = get(worker)
+    assert driver(report) == "failed"
+    assert "GPU 0" in report.readings[0].evidence
+    machine.set()
+    assert driver(get(worker)) == "ok"
+
+
+def test_gpus_that_are_not_ours_to_see_are_no_fault(machine: Machine, worker: Worker) -> None:
+    machine.set(f"fail nvmlDeviceGetHandleByIndex_v2 -1 {NO_PERMISSION}")
+    assert driver(get(worker)) == "ok"
+
+
+# -- a driver that cannot be talked to ------------------------------------------------
+
+
+def test_a_failed_driver_is_a_fact_and_so_is_its_coming_back(machine: Machine, worker: Worker) -> None:
+    assert driver(get(worker)) == "ok"
+    pid = worker.pid
+    machine.set(f"init {MISMATCH}")
+    report = get(worker)
+    assert driver(report) == "failed"
+    assert "mismatch" in report.readings[0].evidence.lower()
+    assert facts(report)["gpu.on_pci", GPUS[0]] is True
+    machine.set()
+    assert driver(get(worker)) == "ok"
+    assert worker.pid == pid
+
+
+def test_a_missing_library_with_bound_gpus_is_a_failed_driver(machine: Machine) -> None:
+    worker = Worker(machine.host, "/nowhere/libnvidia-ml.so.1")
+    assert driver(get(worker)) == "failed"
+    worker.stop()
+
+
+@pytest.mark.parametrize(("name", "error"), [("vfio-pci", True), ("nouveau", True), ("", True)])
+def test_gpus_given_to_somebody_else_are_no_fault(tmp_path: Path, name: str, error: bool) -> None:
+    nodes.gpu(tmp_path, GPUS[0], driver=name)
+    worker = Worker(Host(tmp_path), "/nowhere/libnvidia-ml.so.1")
+    report = get(worker)
+    assert driver(report) is None
+    assert bool(report.error) is error
+    worker.stop()
+
+
+def test_an_unbound_gpu_beside_a_loaded_module_is_a_failed_driver(tmp_path: Path) -> None:
+    nodes.gpu(tmp_path, GPUS[0], driver="")
+    nodes.write(tmp_path, {"sys/module/nvidia/version": "570.1"})
+    worker = Worker(Host(tmp_path), "/nowhere/libnvidia-ml.so.1")
+    assert driver(get(worker)) == "failed"
+    worker.stop()
+
+
+def test_a_machine_without_gpus_says_nothing(tmp_path: Path) -> None:
+    nodes.gpu(tmp_path, "0000:00:1f.3", kind="0x040300")  # NVIDIA, but sound
+    worker = Worker(Host(tmp_path), "/nowhere/libnvidia-ml.so.1")
+    report = get(worker)
+    assert (report.readings, report.error) == ((), "")
+    expecting = Worker(Host(tmp_path), "/nowhere/libnvidia-ml.so.1", expected=True)
+    assert driver(get(expecting)) == "failed"
+    worker.stop()
+    expecting.stop()
+
+
+def test_a_library_that_failed_is_initialised_anew() -> None:
+    """A real NVML that was initialised before its driver went away never sees the one that came back."""
+    library = Library("")
+    calls: list[str] = []
+
+    class Nvml:
+        NVMLError = library.nvml.NVMLError
+        NVML_ERROR_GPU_IS_LOST = LOST
+
+        def __getattr__(self, name: str) -> object:
+            def call() -> int:
+                calls.append(name)
+                if name == "nvmlDeviceGetCount" and calls.count(name) == 2:
+                    raise self.NVMLError(UNKNOWN)
+                return 0
+
+            return call
+
+    library.nvml = Nvml()
+    assert [bool(library.ask()["error"]) for _ in range(3)] == [False, True, False]
+    assert calls == [
+        "nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetCount",
+        "nvmlShutdown", "nvmlInit", "nvmlDeviceGetCount",
+    ]  # fmt: skip
+
+
+# -- a driver that hangs -------------------------------------------------------------
+
+
+def hang(machine: Machine, worker: Worker) -> float:
+    """Let the library hang in a call that was asked for, and say when it was asked."""
+    get(worker)
+    machine.set("hang *")
+    now = time.monotonic()
+    worker.ask(now)
+    return now
+
+
+def test_a_hang_is_told_after_the_deadline_and_once_a_deadline(machine: Machine, worker: Worker) -> None:
+    asked = hang(machine, worker)
+    assert worker.overdue(asked + 9.9) is None
+    report = worker.overdue(asked + 10.1)
+    assert report is not None
+    assert driver(report) == "hung"
+    assert facts(report)["gpu.on_pci", GPUS[0]] is True
+    assert worker.overdue(asked + 12) is None
+    assert worker.overdue(asked + 21) is not None
+
+
+def test_a_hang_starts_no_second_process_and_no_second_question(machine: Machine, worker: Worker) -> None:
+    asked = hang(machine, worker)
+    pid = worker.pid
+    for seconds in (1, 11, 31):
+        worker.ask(asked + seconds)
+        worker.overdue(asked + seconds)
+    assert worker.pid == pid
+    machine.set()
+    assert driver(wait(worker)) == "ok"  # the late answer is recovery
+    assert worker.answer(time.monotonic()) is None
+    assert worker.overdue(time.monotonic() + 100) is None
+    assert driver(get(worker)) == "ok"
+    assert worker.pid == pid
+
+
+def test_a_hang_is_left_in_peace_for_a_minute_then_told_to_end(machine: Machine, worker: Worker) -> None:
+    asked = hang(machine, worker)
+    pid = worker.pid
+    worker.overdue(asked + 10 + PATIENCE - 1)
+    assert _started(pid)
+    worker.overdue(asked + 10 + PATIENCE + 1)
+    assert _Process(pid).gone(5)
+    machine.set()
+    worker.overdue(asked + 10 + PATIENCE + 2)
+    assert driver(get(worker)) == "ok"
+    assert worker.pid not in (0, pid)
+
+
+def test_sigkill_comes_last(machine: Machine, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(_Process, "signal", lambda self, number: sent.append(number))
+    asked = hang(machine, worker)
+    late = asked + 10 + PATIENCE
+    for seconds in (1, 2, GRACE, GRACE + 2):
+        worker.overdue(late + seconds)
+    assert sent == [signal.SIGTERM, signal.SIGKILL]
+    monkeypatch.undo()
+
+
+def test_stop_ends_a_hanging_process_soon(machine: Machine, worker: Worker) -> None:
+    hang(machine, worker)
+    pid = worker.pid
+    began = time.monotonic()
+    assert worker.stop() is True
+    assert time.monotonic() - began < 1
+    assert not _started(pid)
+    assert not (machine.root / "gpu-worker.pid").exists()
+
+
+def test_stop_kills_what_does_not_end(machine: Machine, worker: Worker) -> None:
+    get(worker)
+    os.kill(worker.pid, signal.SIGSTOP)  # SIGTERM waits until it is continued
+    pid = worker.pid
+    began = time.monotonic()
+    assert worker.stop() is True
+    assert time.monotonic() - began < 2
+    assert not _started(pid)
+
+
+# -- the process -------------------------------------------------------------------------
+
+
+def test_a_process_that_dies_is_told_and_replaced(worker: Worker) -> None:
+    get(worker)
+    pid = worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    worker.ask(time.monotonic())
+    os.kill(pid, signal.SIGSEGV)
+    os.kill(pid, signal.SIGCONT)
+    report = wait(worker)
+    assert "signal 11" in report.error
+    assert driver(report) is None
+    assert driver(get(worker)) == "ok"
+    assert worker.pid not in (0, pid)
+
+
+def test_a_process_that_died_between_two_questions(worker: Worker) -> None:
+    get(worker)
+    os.kill(worker.pid, signal.SIGKILL)
+    select.select([worker.fileno()], [], [], 5)
+    assert worker.answer(time.monotonic()) is None
+    assert driver(get(worker)) == "ok"
+
+
+def test_no_second_process_beside_one_of_an_earlier_daemon(machine: Machine, worker: Worker) -> None:
+    asked = hang(machine, worker)
+    old = worker.pid
+    next_daemon = Worker(machine.host, machine.library, folder=machine.root)
+    next_daemon._orphan.signal = lambda number: None  # type: ignore[union-attr,method-assign]  # it cannot be ended
+    next_daemon.ask(asked)
+    next_daemon.ask(asked + 1)
+    assert next_daemon.pid == 0
+    report = next_daemon.overdue(asked + 11)
+    assert report is not None
+    assert driver(report) == "hung"
+    os.kill(old, signal.SIGKILL)
+    assert _Process(old).gone(5)
+    next_daemon.overdue(asked + 12)
+    machine.set()
+    assert driver(get(next_daemon)) == "ok"
+    next_daemon.stop()
+
+
+def test_an_earlier_process_is_told_to_end(machine: Machine, worker: Worker) -> None:
+    hang(machine, worker)
+    old = worker.pid
+    next_daemon = Worker(machine.host, machine.library, folder=machine.root)
+    next_daemon.ask(time.monotonic())
+    assert _Process(old).gone(5)
+    machine.set()
+    assert driver(get(next_daemon)) == "ok"
+    next_daemon.stop()
+
+
+def test_a_number_used_again_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "gpu-worker.pid").write_text(f"{os.getpid()} 1\n")
+    assert _Process.noted(tmp_path / "gpu-worker.pid") is None
+    _Process(os.getpid(), "1").signal(signal.SIGKILL)  # we still live
+
+
+@pytest.mark.parametrize("text", ["", "x", "1 2 3", "\0", "99999999999 1", "-1 1", "0 1"])
+def test_a_garbled_note_is_no_process(tmp_path: Path, text: str) -> None:
+    (tmp_path / "gpu-worker.pid").write_text(text)
+    assert _Process.noted(tmp_path / "gpu-worker.pid") is None
+
+
+def test_the_process_ends_with_its_daemon(machine: Machine) -> None:
+    code = (
+        "import time, sys, select\nfrom pathlib import Path\n"
+        "from slurm_health.host import Host\nfrom slurm_health.probes.gpu import Worker\n"
+        f"w = Worker(Host({str(machine.root)!r}), {machine.library!r})\n"
+        "w.ask(time.monotonic())\nselect.select([w.fileno()], [], [], 10)\n"
+        "print(w.pid, flush=True)\nsys.stdin.read()\n"
+    )
+    machine.set("hang nvmlDeviceGetCount_v2")
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", code.replace("10)", "0.5)")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert daemon.stdout is not None
+    child = int(daemon.stdout.readline())
+    daemon.kill()
+    daemon.communicate()
+    assert _Process(child).gone(5)
+
+
+def test_the_poll_sleeps_while_nothing_happens(worker: Worker) -> None:
+    get(worker)
+    assert not select.select([worker.fileno()], [], [], 0.05)[0]
+
+
+# -- names -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("00000000:3B:00.0", "0000:3b:00.0"),
+        ("0000:3b:00.0", "0000:3b:00.0"),
+        ("00000008:01:00.0", "0008:01:00.0"),
+        ("00010000:01:00.0", "10000:01:00.0"),
+        ("0000:0F:00", "0000:0f:00.0"),
+    ],
+)
+def test_addresses(name: str, device: str) -> None:
+    assert address(name) == device
+
+
+def test_recovery_actions() -> None:
+    assert [recovery_action(n) for n in (0, 1, 2, 8)] == ["none", "gpu_reset", "node_reboot", "unknown_8"]
+
+
+def test_the_table_of_recovery_actions_is_nvmls() -> None:
+    import pynvml
+
+    names = {
+        getattr(pynvml, name): name.removeprefix("NVML_GPU_RECOVERY_ACTION_").lower()
+        for name in dir(pynvml)
+        if name.startswith("NVML_GPU_RECOVERY_ACTION_")
+    }
+    assert all(recovery_action(number) == name for number, name in names.items())
+
+
+def test_only_gpus_are_gpus(tmp_path: Path) -> None:
+    nodes.gpu(tmp_path, "0000:18:00.0")
+    nodes.gpu(tmp_path, "0000:19:00.0", kind="0x030000", driver="nouveau")
+    nodes.gpu(tmp_path, "0000:05:00.0", kind="0x068000")  # an NVSwitch
+    nodes.gpu(tmp_path, "0000:18:00.1", kind="0x040300")
+    assert [one.device for one in pci(Host(tmp_path)) if one.name == "gpu.on_pci"] == [
+        "0000:18:00.0",
+        "0000:19:00.0",
+    ]

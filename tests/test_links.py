@@ -1,0 +1,259 @@
+"""InfiniBand and Ethernet ports: what is read, what is left out, what it means beside the baseline."""
+
+from pathlib import Path
+
+import nodes
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
+from slurm_health.host import Host
+from slurm_health.model import Reading, Report, Value
+from slurm_health.probes.infiniband import _rate, _word, infiniband
+from slurm_health.probes.nic import nic
+
+Facts = dict[tuple[str, str], Value]
+NOTHING = Expectations()
+
+
+def read(root: Path, fast: bool = False) -> Facts:
+    return facts((*infiniband(Host(root), fast), *nic(Host(root), fast)))
+
+
+def facts(readings: tuple[Reading, ...]) -> Facts:
+    return {(one.name, one.device): one.value for one in readings}
+
+
+def report(root: Path, probe: str, fast: bool = False) -> Report:
+    call = {"infiniband": infiniband, "nic": nic}[probe]
+    return Report(probe, tuple(call(Host(root), fast)))
+
+
+def judged(root: Path, probe: str, known: Baseline | None, expected: Expectations = NOTHING) -> Facts:
+    return facts(expect(known, expected, report(root, probe)))
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Path:
+    for number in range(2):
+        nodes.port(tmp_path, f"mlx5_{number}", pci=f"0000:1{number}:00.0")
+        nodes.nic(tmp_path, f"eth{number}", pci=f"0000:4{number}:00.0")
+    return tmp_path
+
+
+@pytest.fixture
+def known(healthy: Path) -> Baseline:
+    baseline = begin(Baseline(), "boot")
+    for probe in ("infiniband", "nic"):
+        baseline, _ = learn(baseline, report(healthy, probe))
+    return baseline
+
+
+def test_a_port_as_it_is(tmp_path: Path) -> None:
+    nodes.port(tmp_path, "mlx5_4", pci="0000:18:00.0")
+    assert read(tmp_path) == {
+        ("infiniband.state", "mlx5_4/1"): "ACTIVE",
+        ("infiniband.phys_state", "mlx5_4/1"): "LinkUp",
+        ("infiniband.rate", "mlx5_4/1"): 400.0,
+        ("infiniband.link_layer", "mlx5_4/1"): "InfiniBand",
+        ("infiniband.pci", "mlx5_4/1"): "0000:18:00.0",
+    }
+
+
+def test_a_nic_as_it_is(tmp_path: Path) -> None:
+    nodes.nic(tmp_path, "eth2")
+    assert read(tmp_path) == {
+        ("nic.up", "eth2"): True,
+        ("nic.carrier", "eth2"): True,
+        ("nic.speed", "eth2"): 100000,
+        ("nic.pci", "eth2"): "0000:40:00.0",
+        ("nic.on_pci", "0000:40:00.0"): True,
+    }
+
+
+def test_what_cannot_be_read_is_no_reading(tmp_path: Path) -> None:
+    nodes.port(tmp_path, "mlx5_0", state="", phys="garbled", rate="", layer="")
+    nodes.nic(tmp_path, "eth0", pci="0000:40:00.0", carrier="", speed="", flags="flags")
+    assert set(read(tmp_path)) == {("nic.pci", "eth0"), ("nic.on_pci", "0000:40:00.0")}
+
+
+@given(st.text(max_size=40))
+def test_no_text_raises(text: str) -> None:
+    _word(text)
+    rate = _rate(text)
+    assert rate is None or rate > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("400 Gb/sec (4X NDR)", 400.0),
+        ("2.5 Gb/sec (1X SDR)", 2.5),
+        ("0 Gb/sec", None),
+        ("-1 Gb/sec", None),
+        ("", None),
+    ],
+)
+def test_rates(text: str, rate: float | None) -> None:
+    assert _rate(text) == rate
+
+
+@pytest.mark.parametrize("speed", ["-1", "0", "4294967295", "2147483647", "fast"])
+def test_a_speed_that_is_none(tmp_path: Path, speed: str) -> None:
+    nodes.nic(tmp_path, "eth0", speed=speed)
+    assert ("nic.speed", "eth0") not in read(tmp_path)
+
+
+def test_only_physical_ports_are_looked_at(tmp_path: Path) -> None:
+    nodes.nic(tmp_path, "lo", pci="", kind="772")
+    nodes.nic(tmp_path, "docker0", pci="", carrier="0")
+    nodes.nic(tmp_path, "veth1f", pci="")
+    nodes.nic(tmp_path, "bond0", pci="")
+    nodes.nic(tmp_path, "ib0", pci="0000:18:00.0", kind="32")
+    nodes.nic(tmp_path, "eth9", pci="0000:50:00.0")
+    nodes.write(tmp_path, {"sys/0000:50:00.0/physfn/class": "0x020000"})  # where eth9's device link points
+    nodes.nic(tmp_path, "usb0", pci="1-1:1.0")
+    nodes.link(tmp_path, "sys/1-1:1.0/subsystem", "../../bus/usb")
+    assert {device for name, device in read(tmp_path) if name != "nic.on_pci"} == set()
+
+
+def test_virtual_functions_are_left_out(tmp_path: Path) -> None:
+    nodes.port(tmp_path, "mlx5_9", pci="0000:18:00.1")
+    nodes.write(tmp_path, {"sys/0000:18:00.1/physfn/class": "x"})
+    assert read(tmp_path) == {}
+
+
+def test_the_fast_pass_has_what_a_lost_link_shows(healthy: Path, known: Baseline) -> None:
+    nodes.port(healthy, "mlx5_0", state="1: DOWN", phys="2: Polling", pci="0000:10:00.0")
+    nodes.nic(healthy, "eth0", pci="0000:40:00.0", carrier="0", speed="-1")
+    ports = facts(expect(known, NOTHING, report(healthy, "infiniband", fast=True)))
+    nics = facts(expect(known, NOTHING, report(healthy, "nic", fast=True)))
+    assert ports["infiniband.down", "mlx5_0/1"] is True
+    assert nics["nic.down", "eth0"] is True
+    assert not any(
+        "missing" in name and value for name, _ in (ports | nics) for value in [(ports | nics)[name, _]]
+    )
+
+
+def test_healthy_is_healthy(healthy: Path, known: Baseline) -> None:
+    for probe in ("infiniband", "nic"):
+        verdicts = judged(healthy, probe, known)
+        bad = {
+            key
+            for key, value in verdicts.items()
+            if key[0].split(".")[1] in ("down", "slow", "missing") and value
+        }
+        assert not bad
+
+
+@pytest.mark.parametrize("state", ["1: DOWN", "2: INIT", "3: ARMED"])
+def test_a_known_port_that_is_not_active_is_down(healthy: Path, known: Baseline, state: str) -> None:
+    nodes.port(healthy, "mlx5_1", state=state, pci="0000:11:00.0")
+    verdicts = judged(healthy, "infiniband", known)
+    assert verdicts["infiniband.down", "mlx5_1/1"] is True
+    assert verdicts["infiniband.down", "mlx5_0/1"] is False
+
+
+def test_a_port_never_seen_up_is_only_told(tmp_path: Path) -> None:
+    nodes.port(tmp_path, "mlx5_0", state="1: DOWN", phys="2: Polling")
+    nodes.port(tmp_path, "mlx5_1", state="1: DOWN", phys="3: Disabled")
+    verdicts = judged(tmp_path, "infiniband", None)
+    assert verdicts["infiniband.never_up", "mlx5_0/1"] is True
+    assert verdicts["infiniband.never_up", "mlx5_1/1"] is False
+    assert ("infiniband.down", "mlx5_0/1") not in verdicts
+
+
+def test_a_port_that_the_site_expects_is_down_though_never_seen(tmp_path: Path) -> None:
+    nodes.port(tmp_path, "mlx5_0")
+    nodes.port(tmp_path, "mlx5_1", state="1: DOWN")
+    assert (
+        judged(tmp_path, "infiniband", None, Expectations(ib_ports=2))["infiniband.down", "mlx5_1/1"] is True
+    )
+    assert (
+        judged(tmp_path, "infiniband", None, Expectations(ib_ports=1))["infiniband.down", "mlx5_1/1"] is False
+    )
+
+
+def test_a_rate_below_the_remembered_one(healthy: Path, known: Baseline) -> None:
+    nodes.port(healthy, "mlx5_0", rate="200 Gb/sec (2X NDR)", pci="0000:10:00.0")
+    verdicts = judged(healthy, "infiniband", known)
+    assert verdicts["infiniband.slow", "mlx5_0/1"] is True
+    assert verdicts["infiniband.slow", "mlx5_1/1"] is False
+
+
+def test_the_configured_rate_is_for_infiniband_ports_only(tmp_path: Path) -> None:
+    nodes.port(tmp_path, "mlx5_bond_0", rate="200 Gb/sec (2X NDR)", layer="Ethernet")
+    nodes.port(tmp_path, "mlx5_0", rate="200 Gb/sec (2X NDR)")
+    verdicts = judged(tmp_path, "infiniband", None, Expectations(ib_gbps=400))
+    assert verdicts["infiniband.slow", "mlx5_0/1"] is True
+    assert ("infiniband.slow", "mlx5_bond_0/1") not in verdicts
+
+
+def test_a_port_that_vanished(healthy: Path, known: Baseline) -> None:
+    gone = healthy / "sys/class/infiniband/mlx5_1"
+    gone.rename(healthy / "away")
+    verdicts = judged(healthy, "infiniband", known)
+    assert verdicts["infiniband.missing", "mlx5_1/1"] is True
+    assert verdicts["infiniband.missing", "mlx5_0/1"] is False
+    (healthy / "away").rename(healthy / "sys/class/infiniband/ibp17s0")
+    verdicts = judged(healthy, "infiniband", known)
+    assert ("infiniband.missing", "mlx5_1/1") not in verdicts  # it only has another name now
+    known, notes = learn(known, report(healthy, "infiniband"))
+    assert set(known.ports) == {"mlx5_0/1", "ibp17s0/1"}
+    assert any("ibp17s0/1" in note for note in notes)
+
+
+def test_all_ports_vanish(healthy: Path, known: Baseline) -> None:
+    (healthy / "sys/class/infiniband").rename(healthy / "away")
+    verdicts = judged(healthy, "infiniband", known)
+    assert verdicts == {("infiniband.missing", f"mlx5_{n}/1"): True for n in range(2)}
+
+
+def test_a_failed_probe_says_nothing(known: Baseline) -> None:
+    assert expect(known, NOTHING, Report("infiniband", (), "no answer within 5 s")) == ()
+
+
+def test_ignored_ports_are_not_judged(healthy: Path, known: Baseline) -> None:
+    nodes.port(healthy, "mlx5_1", state="1: DOWN", pci="0000:11:00.0")
+    verdicts = judged(healthy, "infiniband", known, Expectations(ignore=("mlx5_1/*",)))
+    assert not any(device == "mlx5_1/1" for _, device in verdicts)
+
+
+def test_a_nic_that_its_admin_took_down_is_no_fault(healthy: Path, known: Baseline) -> None:
+    nodes.nic(healthy, "eth0", pci="0000:40:00.0", carrier="", speed="", flags="0x1002")
+    assert judged(healthy, "nic", known)["nic.down", "eth0"] is False
+
+
+def test_a_nic_without_a_link(healthy: Path, known: Baseline) -> None:
+    nodes.nic(healthy, "eth0", pci="0000:40:00.0", carrier="0", speed="-1")
+    nodes.nic(healthy, "eth7", pci="0000:47:00.0", carrier="0", speed="-1")  # never had one
+    verdicts = judged(healthy, "nic", known)
+    assert verdicts["nic.down", "eth0"] is True
+    assert ("nic.down", "eth7") not in verdicts
+
+
+def test_a_bond_that_lives_on_is_degraded_not_down(healthy: Path, known: Baseline) -> None:
+    nodes.nic(healthy, "eth0", pci="0000:40:00.0", carrier="0", speed="-1")
+    nodes.write(healthy, {"sys/class/net/eth0/bonding_slave/state": "backup", "sys/bond0/carrier": "1"})
+    nodes.link(healthy, "sys/class/net/eth0/master", "../../../bond0")
+    verdicts = judged(healthy, "nic", known)
+    assert (verdicts["nic.down", "eth0"], verdicts["nic.degraded", "eth0"]) == (False, True)
+    nodes.write(healthy, {"sys/bond0/carrier": "0"})
+    verdicts = judged(healthy, "nic", known)
+    assert (verdicts["nic.down", "eth0"], verdicts["nic.degraded", "eth0"]) == (True, False)
+
+
+def test_a_nic_below_its_speed(healthy: Path, known: Baseline) -> None:
+    nodes.nic(healthy, "eth0", pci="0000:40:00.0", speed="10000")
+    assert judged(healthy, "nic", known)["nic.slow", "eth0"] is True
+    assert judged(healthy, "nic", known, Expectations(nic_gbps=10))["nic.slow", "eth0"] is False
+    assert judged(healthy, "nic", None, Expectations(nic_gbps=25))["nic.slow", "eth0"] is True
+
+
+def test_a_nic_is_missing_only_when_its_adapter_is(healthy: Path, known: Baseline) -> None:
+    (healthy / "sys/class/net/eth1").rename(healthy / "away")  # given to a container: still on PCI
+    assert ("nic.missing", "eth1") not in judged(healthy, "nic", known)
+    (healthy / "sys/bus/pci/devices/0000:41:00.0").rename(healthy / "gone")
+    assert judged(healthy, "nic", known)["nic.missing", "eth1"] is True
+    assert judged(healthy, "nic", known)["nic.missing", "eth0"] is False

@@ -1,0 +1,173 @@
+"""The whole way from a fault in a fake machine to its finding, as the node's daemon goes it."""
+
+import select
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm_health import rules
+from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
+from slurm_health.host import Host
+from slurm_health.model import Finding, Report, Severity, Urgency
+from slurm_health.probes.gpu import Worker
+from slurm_health.probes.infiniband import infiniband
+from slurm_health.probes.kernel import KernelLog, readings
+from slurm_health.probes.nic import nic
+from slurm_health.sandbox.hardware import Machine
+from slurm_health.sandbox.library import build
+
+BOOK = rules.load()
+GPU3 = "0000:5d:00.0"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("no C compiler for the fake NVML")
+    return str(build(tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"))
+
+
+class Node:
+    """A healthy machine of 8 GPUs, 8 InfiniBand ports and 2 NICs, learned, and what is found of it."""
+
+    def __init__(self, root: Path, library: str) -> None:
+        self.machine = Machine.build(root, "n1")
+        self.host = Host(root)
+        self.worker = Worker(self.host, library, folder=root)
+        self.log = KernelLog(self.host)
+        self.known = begin(Baseline(), "boot")
+        self.memory = rules.begin(None, "boot")
+        self.now = 1000.0
+        assert self.look() == ()
+        assert len(self.known.gpus) == 8
+        assert len(self.known.ports) == 8
+        assert len(self.known.nics) == 2
+
+    def gpus(self) -> Report:
+        self.worker.ask(time.monotonic())
+        select.select([self.worker.fileno()], [], [], 10)
+        report = self.worker.answer(time.monotonic())
+        assert report is not None
+        return report
+
+    def look(self, later: float = 0.0, gpus: Report | None = None) -> tuple[Finding, ...]:
+        self.now += later
+        events = tuple(readings(self.log.read(), "boot", time.time(), self.log.clock()))
+        reports = (
+            Report("kernel", events),
+            gpus or self.gpus(),
+            Report("infiniband", tuple(infiniband(self.host))),
+            Report("nic", tuple(nic(self.host))),
+        )
+        expected = [one for report in reports for one in expect(self.known, Expectations(), report)]
+        found, self.memory = rules.judge(BOOK, expected, self.memory, self.now)
+        sick = {one.device for one in found if one.severity is Severity.CRITICAL}
+        for report in reports:
+            self.known, _ = learn(self.known, report, sick)
+        return found
+
+
+@pytest.fixture
+def node(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.setenv("SLURM_HEALTH_FAKE_NVML", str(tmp_path / "nvml"))
+    made = Node(tmp_path, library)
+    yield made
+    made.worker.stop()
+    made.log.close()
+
+
+def shape(found: tuple[Finding, ...]) -> list[tuple[str, str, Urgency]]:
+    return [(one.code, one.device, one.job) for one in found if one.severity is Severity.CRITICAL]
+
+
+@pytest.mark.parametrize(
+    ("fault", "hold", "code", "device", "job"),
+    [
+        ({"fault": "gpu-lost", "gpu": 3}, 0, "GPU_MISSING", GPU3, Urgency.NOW),
+        ({"fault": "gpu-gone", "gpu": 3}, 0, "GPU_MISSING", GPU3, Urgency.NOW),
+        ({"fault": "ecc", "gpu": 3}, 0, "GPU_ECC_UNCORRECTED", GPU3, Urgency.FINISH),
+        ({"fault": "remap-pending", "gpu": 3}, 0, "GPU_REMAP_PENDING", GPU3, Urgency.FINISH),
+        ({"fault": "remap-failed", "gpu": 3}, 0, "GPU_REMAP_FAILED", GPU3, Urgency.FINISH),
+        ({"fault": "recovery-action", "gpu": 3, "code": 2}, 0, "GPU_RECOVERY_ACTION", GPU3, Urgency.FINISH),
+        ({"fault": "driver-failed"}, 0, "GPU_DRIVER_FAILED", "", Urgency.FINISH),
+        ({"fault": "ib-down", "port": 4}, 5, "IB_PORT_DOWN", "mlx5_4/1", Urgency.NOW),
+        ({"fault": "ib-slow", "port": 4}, 60, "IB_PORT_SLOW", "mlx5_4/1", Urgency.FINISH),
+        ({"fault": "nic-down", "port": 1}, 5, "NIC_DOWN", "eth1", Urgency.NOW),
+    ],
+    ids=lambda value: value["fault"] if isinstance(value, dict) else "",
+)
+def test_a_state_comes_and_goes(
+    node: Node, fault: dict[str, object], hold: int, code: str, device: str, job: Urgency
+) -> None:
+    node.machine.inject(**fault)  # type: ignore[arg-type]
+    first = node.look()
+    if hold:
+        assert first == ()
+        assert node.look(hold - 0.1) == ()
+        node.now += 0.1
+    for _ in range(3 if code == "GPU_DRIVER_FAILED" else 1):
+        found = node.look()
+    assert shape(found) == [(code, device, job)]
+    assert all(one.lasting for one in found)
+    node.machine.clear()
+    assert shape(node.look(1)) == [(code, device, job)]
+    assert node.look(29.9) == found
+    assert node.look(0.1) == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "job"),
+    [(79, Urgency.NOW), (48, Urgency.NOW), (119, Urgency.NOW), (64, Urgency.FINISH), (149, Urgency.FINISH),
+     (154, Urgency.FINISH)],
+)  # fmt: skip
+def test_a_fatal_xid_is_one_finding(node: Node, code: int, job: Urgency) -> None:
+    node.machine.inject("xid", gpu=3, code=code)
+    assert shape(node.look()) == [(f"GPU_XID_{code}", GPU3, job)]
+    assert node.look(1) == ()
+
+
+@pytest.mark.parametrize("code", [13, 31, 43, 45, 63, 68, 69, 94, 109, 137, 145, 4711])
+def test_what_does_not_act(node: Node, code: int) -> None:
+    node.machine.inject("xid", gpu=3, code=code)
+    [found] = node.look()
+    assert (found.code, found.severity, found.job) == (f"GPU_XID_{code}", Severity.WARNING, Urgency.NONE)
+
+
+def test_nvswitches(node: Node) -> None:
+    node.machine.inject("sxid", code=20034)
+    node.machine.inject("sxid", code=12028)
+    found = node.look()
+    assert shape(found) == [("NVSWITCH_SXID_20034", "0000:05:00.0", Urgency.FINISH)]
+    assert [one.code for one in found] == ["NVSWITCH_SXID_20034", "NVSWITCH_SXID_12028"]
+
+
+@pytest.mark.parametrize("fault", ["user-kmsg", "kmsg"])
+def test_what_a_user_writes_is_nothing(node: Node, fault: str) -> None:
+    text = "NVRM: Xid (PCI:0000:5d:00): 79"
+    if fault == "kmsg":  # the kernel's own line about a program with such a name
+        text = f"{text[:15]}[77]: segfault at 0 ip 401136 sp 7ffc error 4 in {text}"
+    node.machine.inject(fault, text=text)
+    assert node.look() == ()
+
+
+def test_a_hang_and_its_end(node: Node) -> None:
+    node.machine.inject("driver-hang")
+    asked = time.monotonic()
+    node.worker.ask(asked)
+    report = node.worker.overdue(asked + 10.1)
+    assert report is not None
+    assert shape(node.look(gpus=report)) == [("GPU_DRIVER_HUNG", "", Urgency.FINISH)]
+    node.machine.clear()
+    select.select([node.worker.fileno()], [], [], 10)
+    late = node.worker.answer(time.monotonic())
+    assert late is not None
+    assert node.look(1, gpus=late) != ()
+    assert node.look(30) == ()
+
+
+def test_a_healthy_machine_stays_healthy(node: Node) -> None:
+    for _ in range(5):
+        assert node.look(15) == ()
