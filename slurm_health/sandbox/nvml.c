@@ -1,0 +1,702 @@
+/*
+ * A fake libnvidia-ml.so.1: as much of NVML as nvidia-ml-py, nvidia-smi's textbook uses and our probe call.
+ *
+ * What it answers stands in the text file that SLURM_HEALTH_FAKE_NVML names, read anew at every call, so that
+ * a fault takes effect at once. One statement a line, "end" on the last one; a file that is absent or
+ * torn (no "end") changes nothing: the last whole one holds, and before the first whole one the driver is
+ * "not loaded". hardware.py writes it:
+ *
+ *   driver VERSION                       init CODE (0: well; else what every call returns)
+ *   gpu SLOT PCI UUID SERIAL MINOR NAME  (NAME is the rest of the line)
+ *   set SLOT KEY NUMBER                  (keys: the table below)
+ *   fail CALL SLOT CODE                  (SLOT -1: every GPU and calls without one)
+ *   hang CALL                            (CALL "*": every call); it blocks until the line is gone
+ *   process SLOT PID BYTES
+ *
+ * Structures and numbers are those of nvml.h (CUDA 12), as nvidia-ml-py's pynvml.py declares them.
+ */
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+typedef int nvmlReturn_t;
+typedef struct slot { int number; } *nvmlDevice_t;
+
+enum {
+	SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+	INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999
+};
+
+enum { SLOTS = 32, RULES = 32, WORD = 96 };
+
+/* Numbers of one GPU. The order is that of KEYS. */
+enum key {
+	GONE, LOST, ECC_VOLATILE, ECC_AGGREGATE, ECC_CORRECTED, REMAP_CORRECTED, REMAP_UNCORRECTED, REMAP_PENDING,
+	REMAP_FAILED, RECOVERY, RETIRED_SBE, RETIRED_DBE, RETIRED_PENDING, TEMPERATURE, POWER, POWER_LIMIT, UTIL,
+	THROTTLE, LINK_GEN, LINK_GEN_MAX, LINK_WIDTH, LINK_WIDTH_MAX, REPLAY, NVLINKS, NVLINKS_DOWN, PERSISTENCE, ECC,
+	MIG, MEMORY, MEMORY_USED, SM_CLOCK, KEY_COUNT
+};
+static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
+	[GONE] = {"gone", 0},
+	[LOST] = {"lost", 0},
+	[ECC_VOLATILE] = {"ecc-volatile", 0},
+	[ECC_AGGREGATE] = {"ecc-aggregate", 0},
+	[ECC_CORRECTED] = {"ecc-corrected", 0},
+	[REMAP_CORRECTED] = {"remap-corrected", 0},
+	[REMAP_UNCORRECTED] = {"remap-uncorrected", 0},
+	[REMAP_PENDING] = {"remap-pending", 0},
+	[REMAP_FAILED] = {"remap-failed", 0},
+	[RECOVERY] = {"recovery", 0},
+	[RETIRED_SBE] = {"retired-sbe", 0},
+	[RETIRED_DBE] = {"retired-dbe", 0},
+	[RETIRED_PENDING] = {"retired-pending", 0},
+	[TEMPERATURE] = {"temperature", 34},
+	[POWER] = {"power", 71500},
+	[POWER_LIMIT] = {"power-limit", 700000},
+	[UTIL] = {"utilization", 0},
+	[THROTTLE] = {"throttle", 1}, /* nvmlClocksEventReasonGpuIdle */
+	[LINK_GEN] = {"link-gen", 5},
+	[LINK_GEN_MAX] = {"link-gen-max", 5},
+	[LINK_WIDTH] = {"link-width", 16},
+	[LINK_WIDTH_MAX] = {"link-width-max", 16},
+	[REPLAY] = {"replay", 0},
+	[NVLINKS] = {"nvlinks", 18},
+	[NVLINKS_DOWN] = {"nvlinks-down", 0}, /* a bit for each link */
+	[PERSISTENCE] = {"persistence", 1},
+	[ECC] = {"ecc", 1},
+	[MIG] = {"mig", 0},
+	[MEMORY] = {"memory", 85520809984LL}, /* H100 SXM 80 GB: 81559 MiB */
+	[MEMORY_USED] = {"memory-used", 0},
+	[SM_CLOCK] = {"sm-clock", 345},
+};
+
+struct gpu {
+	int known, minor;
+	char pci[32], uuid[WORD], serial[32], name[WORD];
+	long long value[KEY_COUNT];
+};
+struct process { int slot; unsigned pid; unsigned long long bytes; };
+struct state {
+	char driver[80];
+	int init, gpus, fails, hangs, processes;
+	struct gpu gpu[SLOTS];
+	struct { char call[WORD]; int slot, code; } fail[RULES];
+	char hang[RULES][WORD];
+	struct process process[RULES];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct state last = {.init = DRIVER_NOT_LOADED};
+static int users;
+static struct slot slots[SLOTS];
+
+static int parse(FILE *file, struct state *s)
+{
+	char line[512], word[WORD];
+	int slot, whole = 0, length;
+	long long number;
+
+	memset(s, 0, sizeof(*s));
+	while (fgets(line, sizeof(line), file)) {
+		struct gpu g = {.known = 1};
+
+		line[strcspn(line, "\n")] = 0;
+		if (sscanf(line, "driver %79s", s->driver) == 1 || sscanf(line, "init %d", &s->init) == 1)
+			continue;
+		if (sscanf(line, "gpu %d %31s %95s %31s %d %n", &slot, g.pci, g.uuid, g.serial, &g.minor, &length) == 5) {
+			if (slot < 0 || slot >= SLOTS)
+				continue;
+			snprintf(g.name, sizeof(g.name), "%s", line + length);
+			for (int key = 0; key < KEY_COUNT; key++)
+				g.value[key] = KEYS[key].usual;
+			s->gpu[slot] = g;
+			if (slot >= s->gpus)
+				s->gpus = slot + 1;
+		} else if (sscanf(line, "set %d %95s %lld", &slot, word, &number) == 3) {
+			for (int key = 0; slot >= 0 && slot < SLOTS && key < KEY_COUNT; key++)
+				if (!strcmp(KEYS[key].name, word))
+					s->gpu[slot].value[key] = number;
+		} else if (s->fails < RULES && sscanf(line, "fail %95s %d %lld", word, &slot, &number) == 3) {
+			strcpy(s->fail[s->fails].call, word);
+			s->fail[s->fails].slot = slot;
+			s->fail[s->fails++].code = (int)number;
+		} else if (s->hangs < RULES && sscanf(line, "hang %95s", word) == 1) {
+			strcpy(s->hang[s->hangs++], word);
+		} else if (s->processes < RULES) {
+			struct process *p = &s->process[s->processes];
+
+			if (sscanf(line, "process %d %u %llu", &p->slot, &p->pid, &p->bytes) == 3)
+				s->processes++;
+		}
+		whole = !strcmp(line, "end");
+	}
+	return whole;
+}
+
+static void look(struct state *s)
+{
+	const char *path = getenv("SLURM_HEALTH_FAKE_NVML");
+	FILE *file = path ? fopen(path, "re") : NULL;
+
+	pthread_mutex_lock(&lock);
+	if (file && parse(file, s))
+		last = *s;
+	else
+		*s = last;
+	pthread_mutex_unlock(&lock);
+	if (file)
+		fclose(file);
+}
+
+static int hangs(const struct state *s, const char *call)
+{
+	for (int i = 0; i < s->hangs; i++)
+		if (!strcmp(s->hang[i], "*") || !strcmp(s->hang[i], call))
+			return 1;
+	return 0;
+}
+
+/* What every call does first: hang if told to, and say why it cannot go on. slot -1: no GPU in particular. */
+static nvmlReturn_t enter(const char *call, struct state *s, int slot, int starting)
+{
+	const struct timespec pause = {.tv_nsec = 20000000};
+
+	for (look(s); hangs(s, call); look(s))
+		nanosleep(&pause, NULL);
+	for (int i = 0; i < s->fails; i++)
+		if (!strcmp(s->fail[i].call, call) && (s->fail[i].slot < 0 || s->fail[i].slot == slot))
+			return s->fail[i].code;
+	if (!starting && !users)
+		return UNINITIALIZED;
+	if (s->init)
+		return s->init;
+	if (slot >= 0 && (slot >= SLOTS || !s->gpu[slot].known))
+		return INVALID_ARGUMENT;
+	if (slot >= 0 && (s->gpu[slot].value[LOST] || s->gpu[slot].value[GONE]))
+		return GPU_IS_LOST;
+	return SUCCESS;
+}
+
+/* Opens a function: `s` is the state, `v` the GPU's numbers, `g` the GPU; arguments must not be NULL. */
+#define DEVICE_CALL(device, pointer)                                                         \
+	struct state s;                                                                      \
+	int slot = (device) >= slots && (device) < slots + SLOTS ? (int)((device) - slots) : SLOTS; \
+	nvmlReturn_t code = enter(__func__, &s, slot, 0);                                    \
+	const struct gpu *g = &s.gpu[slot < SLOTS ? slot : 0];                               \
+	const long long *v = g->value;                                                       \
+	(void)v;                                                                             \
+	if (code)                                                                            \
+		return code;                                                                 \
+	if (!(pointer))                                                                      \
+	return INVALID_ARGUMENT
+
+#define PLAIN_CALL(starting)                                  \
+	struct state s;                                       \
+	nvmlReturn_t code = enter(__func__, &s, -1, starting); \
+	if (code)                                             \
+	return code
+
+static nvmlReturn_t copy(char *to, unsigned size, const char *text)
+{
+	if (strlen(text) >= size)
+		return INSUFFICIENT_SIZE;
+	strcpy(to, text);
+	return SUCCESS;
+}
+
+/* ---- the library */
+
+nvmlReturn_t nvmlInitWithFlags(unsigned flags)
+{
+	(void)flags;
+	PLAIN_CALL(1);
+	users++;
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlInit_v2(void)
+{
+	PLAIN_CALL(1);
+	users++;
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlShutdown(void)
+{
+	struct state s;
+
+	enter(__func__, &s, -1, 0); /* for its hang only: shutting down works without a driver */
+	if (!users)
+		return UNINITIALIZED;
+	users--;
+	return SUCCESS;
+}
+
+const char *nvmlErrorString(nvmlReturn_t code)
+{
+	switch (code) {
+	case SUCCESS: return "Success";
+	case UNINITIALIZED: return "Uninitialized";
+	case INVALID_ARGUMENT: return "Invalid Argument";
+	case NOT_SUPPORTED: return "Not Supported";
+	case NOT_FOUND: return "Not Found";
+	case INSUFFICIENT_SIZE: return "Insufficient Size";
+	case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+	case 10: return "Timeout";
+	case 14: return "Corrupted infoROM";
+	case GPU_IS_LOST: return "GPU is lost";
+	case 16: return "GPU requires reset";
+	case 18: return "Driver/library version mismatch";
+	default: return "Unknown Error";
+	}
+}
+
+nvmlReturn_t nvmlSystemGetDriverVersion(char *to, unsigned size)
+{
+	PLAIN_CALL(0);
+	return copy(to, size, s.driver);
+}
+
+nvmlReturn_t nvmlSystemGetNVMLVersion(char *to, unsigned size)
+{
+	char text[WORD];
+
+	PLAIN_CALL(0);
+	snprintf(text, sizeof(text), "12.%s", s.driver);
+	return copy(to, size, text);
+}
+
+nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
+{
+	PLAIN_CALL(0);
+	*version = 12080;
+	return SUCCESS;
+}
+
+/* ---- finding a GPU. A lost one is counted (as real drivers do until they are reloaded), one gone is not. */
+
+nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count)
+{
+	PLAIN_CALL(0);
+	*count = 0;
+	for (int i = 0; i < s.gpus; i++)
+		*count += s.gpu[i].known && !s.gpu[i].value[GONE];
+	return SUCCESS;
+}
+
+static nvmlReturn_t give(const char *call, int slot, nvmlDevice_t *device)
+{
+	struct state s;
+	nvmlReturn_t code = enter(call, &s, slot, 0);
+
+	if (!code)
+		*device = &slots[slot];
+	return code;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *device)
+{
+	PLAIN_CALL(0);
+	for (int i = 0; i < s.gpus; i++)
+		if (s.gpu[i].known && !s.gpu[i].value[GONE] && !index--)
+			return give(__func__, i, device);
+	return INVALID_ARGUMENT;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
+{
+	PLAIN_CALL(0);
+	for (int i = 0; i < s.gpus; i++)
+		if (s.gpu[i].known && !s.gpu[i].value[GONE] && !strcmp(s.gpu[i].uuid, uuid))
+			return give(__func__, i, device);
+	return NOT_FOUND;
+}
+
+static int same_address(const char *a, const char *b)
+{
+	unsigned x[4], y[4];
+
+	return sscanf(a, "%x:%x:%x.%x", &x[0], &x[1], &x[2], &x[3]) == 4 &&
+	       sscanf(b, "%x:%x:%x.%x", &y[0], &y[1], &y[2], &y[3]) == 4 && !memcmp(x, y, sizeof(x));
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pci, nvmlDevice_t *device)
+{
+	PLAIN_CALL(0);
+	for (int i = 0; i < s.gpus; i++)
+		if (s.gpu[i].known && !s.gpu[i].value[GONE] && same_address(s.gpu[i].pci, pci))
+			return give(__func__, i, device);
+	return NOT_FOUND;
+}
+
+/* ---- who it is */
+
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *to, unsigned size)
+{
+	DEVICE_CALL(device, to);
+	return copy(to, size, g->name);
+}
+
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *to, unsigned size)
+{
+	DEVICE_CALL(device, to);
+	return copy(to, size, g->uuid);
+}
+
+nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *to, unsigned size)
+{
+	DEVICE_CALL(device, to);
+	return copy(to, size, g->serial);
+}
+
+nvmlReturn_t nvmlDeviceGetVbiosVersion(nvmlDevice_t device, char *to, unsigned size)
+{
+	DEVICE_CALL(device, to);
+	return copy(to, size, "96.00.89.00.01");
+}
+
+nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor)
+{
+	DEVICE_CALL(device, minor);
+	*minor = (unsigned)g->minor;
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index)
+{
+	DEVICE_CALL(device, index);
+	*index = 0;
+	for (int i = 0; i < slot; i++)
+		*index += s.gpu[i].known && !s.gpu[i].value[GONE];
+	return SUCCESS;
+}
+
+struct pci {
+	char legacy[16];
+	unsigned domain, bus, device, id, subsystem;
+	char address[32];
+};
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, struct pci *pci)
+{
+	DEVICE_CALL(device, pci);
+	memset(pci, 0, sizeof(*pci));
+	sscanf(g->pci, "%x:%x:%x", &pci->domain, &pci->bus, &pci->device);
+	snprintf(pci->address, sizeof(pci->address), "%08X:%02X:%02X.0", pci->domain, pci->bus, pci->device);
+	snprintf(pci->legacy, sizeof(pci->legacy), "%04X:%02X:%02X.0", pci->domain & 0xffff, pci->bus & 0xff,
+		 pci->device & 0xff);
+	pci->id = 0x233010de; /* H100 SXM5 80 GB */
+	pci->subsystem = 0x16c110de;
+	return SUCCESS;
+}
+
+/* ---- how it is */
+
+nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned *current, unsigned *pending)
+{
+	DEVICE_CALL(device, current && pending);
+	*current = *pending = v[ECC] != 0;
+	return SUCCESS;
+}
+
+/* type: 0 corrected, 1 uncorrected; counter: 0 volatile, 1 aggregate */
+static unsigned long long ecc(const long long *v, unsigned type, unsigned counter)
+{
+	return (unsigned long long)(type == 0 ? v[ECC_CORRECTED] : v[counter ? ECC_AGGREGATE : ECC_VOLATILE]);
+}
+
+nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned type, unsigned counter, unsigned long long *n)
+{
+	DEVICE_CALL(device, n);
+	if (type > 1 || counter > 1)
+		return INVALID_ARGUMENT;
+	*n = ecc(v, type, counter);
+	return v[ECC] ? SUCCESS : NOT_SUPPORTED;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigned type, unsigned counter, unsigned where,
+					     unsigned long long *n)
+{
+	DEVICE_CALL(device, n);
+	if (type > 1 || counter > 1)
+		return INVALID_ARGUMENT;
+	*n = where == 2 ? ecc(v, type, counter) : 0; /* NVML_MEMORY_LOCATION_DEVICE_MEMORY */
+	return v[ECC] ? SUCCESS : NOT_SUPPORTED;
+}
+
+nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned *corrected, unsigned *uncorrected,
+				       unsigned *pending, unsigned *failed)
+{
+	DEVICE_CALL(device, corrected && uncorrected && pending && failed);
+	*corrected = (unsigned)v[REMAP_CORRECTED];
+	*uncorrected = (unsigned)v[REMAP_UNCORRECTED];
+	*pending = v[REMAP_PENDING] != 0;
+	*failed = v[REMAP_FAILED] != 0;
+	return SUCCESS;
+}
+
+/* Pages are retired by boards older than the A100; ours has row remapping, yet a state may say otherwise. */
+static nvmlReturn_t retired(const long long *v, unsigned cause, unsigned *count, unsigned long long *pages,
+			    unsigned long long *times)
+{
+	unsigned have = (unsigned)v[cause == 0 ? RETIRED_SBE : RETIRED_DBE];
+
+	if (!v[RETIRED_SBE] && !v[RETIRED_DBE] && !v[RETIRED_PENDING])
+		return NOT_SUPPORTED;
+	if (*count < have || (have && !pages)) {
+		*count = have;
+		return INSUFFICIENT_SIZE;
+	}
+	*count = have;
+	for (unsigned i = 0; i < have; i++) {
+		pages[i] = 0x1000ULL * (i + 1);
+		if (times)
+			times[i] = 1700000000ULL + i;
+	}
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetRetiredPages(nvmlDevice_t device, unsigned cause, unsigned *count, unsigned long long *pages)
+{
+	DEVICE_CALL(device, count);
+	return retired(v, cause, count, pages, NULL);
+}
+
+nvmlReturn_t nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, unsigned cause, unsigned *count,
+					  unsigned long long *pages, unsigned long long *times)
+{
+	DEVICE_CALL(device, count);
+	return retired(v, cause, count, pages, times);
+}
+
+nvmlReturn_t nvmlDeviceGetRetiredPagesPendingStatus(nvmlDevice_t device, unsigned *pending)
+{
+	DEVICE_CALL(device, pending);
+	*pending = v[RETIRED_PENDING] != 0;
+	return v[RETIRED_SBE] || v[RETIRED_DBE] || v[RETIRED_PENDING] ? SUCCESS : NOT_SUPPORTED;
+}
+
+struct field {
+	unsigned id, scope;
+	long long timestamp, latency;
+	unsigned type;
+	nvmlReturn_t code;
+	union { double d; unsigned ui; unsigned long long ull; } value;
+};
+
+nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, struct field *fields)
+{
+	struct timespec now;
+
+	DEVICE_CALL(device, fields);
+	clock_gettime(CLOCK_REALTIME, &now);
+	for (int i = 0; i < count; i++) {
+		struct field *f = &fields[i];
+		unsigned type = 1; /* NVML_VALUE_TYPE_UNSIGNED_INT */
+		unsigned long long n = 0;
+
+		f->code = SUCCESS;
+		switch (f->id) { /* NVML_FI_DEV_* */
+		case 1: case 2: n = v[ECC] != 0; break;
+		case 3: case 5: n = ecc(v, 0, 0); type = 3; break;
+		case 4: n = ecc(v, 1, 0); type = 3; break;
+		case 6: n = ecc(v, 1, 1); type = 3; break;
+		case 11: case 22: n = ecc(v, 0, 0); type = 3; break;
+		case 12: n = ecc(v, 1, 0); type = 3; break;
+		case 23: n = ecc(v, 1, 1); type = 3; break;
+		case 29: n = v[RETIRED_SBE]; break;
+		case 30: n = v[RETIRED_DBE]; break;
+		case 31: n = v[RETIRED_PENDING] != 0; break;
+		case 91: n = v[NVLINKS]; break;
+		case 94: n = v[REPLAY]; break;
+		case 142: n = v[REMAP_CORRECTED]; break;
+		case 143: n = v[REMAP_UNCORRECTED]; break;
+		case 144: n = v[REMAP_PENDING] != 0; break;
+		case 145: n = v[REMAP_FAILED] != 0; break;
+		case 230: n = v[RECOVERY]; break; /* NVML_FI_DEV_GET_GPU_RECOVERY_ACTION */
+		default: f->code = NOT_SUPPORTED;
+		}
+		f->type = type; /* 3: NVML_VALUE_TYPE_UNSIGNED_LONG_LONG */
+		f->value.ull = n;
+		f->timestamp = now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+		f->latency = 0;
+	}
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned sensor, unsigned *degrees)
+{
+	(void)sensor;
+	DEVICE_CALL(device, degrees);
+	*degrees = (unsigned)v[TEMPERATURE];
+	return SUCCESS;
+}
+
+struct temperature { unsigned version, sensor; int degrees; };
+
+nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, struct temperature *temperature)
+{
+	DEVICE_CALL(device, temperature);
+	temperature->degrees = (int)v[TEMPERATURE];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, unsigned threshold, unsigned *degrees)
+{
+	static const unsigned LIMITS[] = {95, 92, 95, 87}; /* shutdown, slowdown, memory, GPU: as an H100 SXM says */
+
+	DEVICE_CALL(device, degrees);
+	if (threshold >= sizeof(LIMITS) / sizeof(*LIMITS))
+		return NOT_SUPPORTED;
+	*degrees = LIMITS[threshold];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned *milliwatts)
+{
+	DEVICE_CALL(device, milliwatts);
+	*milliwatts = (unsigned)v[POWER];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned *milliwatts)
+{
+	DEVICE_CALL(device, milliwatts);
+	*milliwatts = (unsigned)v[POWER_LIMIT];
+	return SUCCESS;
+}
+
+struct utilization { unsigned gpu, memory; };
+
+nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct utilization *rates)
+{
+	DEVICE_CALL(device, rates);
+	rates->gpu = rates->memory = (unsigned)v[UTIL];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, unsigned type, unsigned *megahertz)
+{
+	DEVICE_CALL(device, megahertz);
+	*megahertz = type == 2 ? 2619 : (unsigned)v[SM_CLOCK]; /* NVML_CLOCK_MEM */
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *reasons)
+{
+	DEVICE_CALL(device, reasons);
+	*reasons = (unsigned long long)v[THROTTLE];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons)
+{
+	DEVICE_CALL(device, reasons);
+	*reasons = (unsigned long long)v[THROTTLE];
+	return SUCCESS;
+}
+
+#define NUMBER(function, key)                                          \
+	nvmlReturn_t function(nvmlDevice_t device, unsigned *number)   \
+	{                                                              \
+		DEVICE_CALL(device, number);                           \
+		*number = (unsigned)v[key];                            \
+		return SUCCESS;                                        \
+	}
+NUMBER(nvmlDeviceGetPersistenceMode, PERSISTENCE)
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, LINK_GEN)
+NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, LINK_GEN_MAX)
+NUMBER(nvmlDeviceGetCurrPcieLinkWidth, LINK_WIDTH)
+NUMBER(nvmlDeviceGetMaxPcieLinkWidth, LINK_WIDTH_MAX)
+NUMBER(nvmlDeviceGetPcieReplayCounter, REPLAY)
+
+nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned *current, unsigned *pending)
+{
+	DEVICE_CALL(device, current && pending);
+	*current = *pending = v[MIG] != 0;
+	return SUCCESS;
+}
+
+struct memory { unsigned long long total, free, used; };
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct memory *memory)
+{
+	DEVICE_CALL(device, memory);
+	memory->total = (unsigned long long)v[MEMORY];
+	memory->used = (unsigned long long)v[MEMORY_USED];
+	memory->free = memory->total - memory->used;
+	return SUCCESS;
+}
+
+struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, struct memory_v2 *memory)
+{
+	DEVICE_CALL(device, memory);
+	memory->total = (unsigned long long)v[MEMORY];
+	memory->reserved = 0;
+	memory->used = (unsigned long long)v[MEMORY_USED];
+	memory->free = memory->total - memory->used;
+	return SUCCESS;
+}
+
+struct running { unsigned pid; unsigned long long bytes; unsigned instance, compute; };
+
+static nvmlReturn_t running(const struct state *s, int slot, unsigned *count, struct running *list)
+{
+	unsigned have = 0, room = *count;
+
+	for (int i = 0; i < s->processes; i++) {
+		if (s->process[i].slot != slot)
+			continue;
+		if (list && have < room)
+			list[have] = (struct running){s->process[i].pid, s->process[i].bytes, 0xffffffff, 0xffffffff};
+		have++;
+	}
+	*count = have;
+	return have > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count, struct running *list)
+{
+	DEVICE_CALL(device, count);
+	return running(&s, slot, count, list);
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned *count, struct running *list)
+{
+	DEVICE_CALL(device, count);
+	return running(&s, slot, count, list);
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count, struct running *list)
+{
+	(void)list;
+	DEVICE_CALL(device, count);
+	*count = 0;
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, unsigned *active)
+{
+	DEVICE_CALL(device, active);
+	if (link >= (unsigned)v[NVLINKS])
+		return INVALID_ARGUMENT;
+	*active = !(v[NVLINKS_DOWN] >> link & 1);
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned link, unsigned counter,
+					     unsigned long long *n)
+{
+	(void)counter;
+	DEVICE_CALL(device, n);
+	if (link >= (unsigned)v[NVLINKS])
+		return INVALID_ARGUMENT;
+	*n = 0;
+	return SUCCESS;
+}

@@ -1,0 +1,262 @@
+"""Builds the /sys, /proc and /dev of a fake machine, healthy.
+
+Shapes follow what Linux shows on an eight-GPU InfiniBand host. Sources, all in the kernel's
+Documentation/ABI: stable/sysfs-class-infiniband, testing/sysfs-class-net, testing/sysfs-bus-pci.
+A file whose reading fails in a real kernel (the carrier of a port that is set down: EINVAL) is empty here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from pathlib import Path
+from typing import Any
+
+# Bus numbers as on a HGX H100 board; what goes beyond takes any free one.
+_GPU_BUSES = (0x18, 0x2A, 0x3A, 0x5D, 0x9A, 0xAB, 0xBA, 0xDB)
+_IB_BUSES = (0x19, 0x2B, 0x3B, 0x5E, 0x9B, 0xAC, 0xBB, 0xDC)
+_NIC_BUSES = (0x40, 0x41, 0x42, 0x43)
+SWITCHES = ("0000:05:00.0", "0000:06:00.0", "0000:07:00.0", "0000:08:00.0")
+
+DRIVER = "570.86.15"
+GPU_NAME = "NVIDIA H100 80GB HBM3"
+RATE, HALF_RATE = "400 Gb/sec (4X NDR)", "200 Gb/sec (4X HDR)"
+DOWN_RATE = "10 Gb/sec (4X SDR)"  # what mlx5 shows on a port without a link
+SPEED = 100_000  # Mb/s
+
+_IB_COUNTERS = (
+    "excessive_buffer_overrun_errors",
+    "link_downed",
+    "link_error_recovery",
+    "local_link_integrity_errors",
+    "port_rcv_constraint_errors",
+    "port_rcv_data",
+    "port_rcv_errors",
+    "port_rcv_packets",
+    "port_rcv_remote_physical_errors",
+    "port_rcv_switch_relay_errors",
+    "port_xmit_constraint_errors",
+    "port_xmit_data",
+    "port_xmit_discards",
+    "port_xmit_packets",
+    "port_xmit_wait",
+    "symbol_error",
+    "VL15_dropped",
+)
+_IB_HW_COUNTERS = ("local_ack_timeout_err", "out_of_sequence", "packet_seq_err", "rx_icrc_encapsulated")
+_NET_STATISTICS = (
+    "rx_bytes",
+    "rx_crc_errors",
+    "rx_dropped",
+    "rx_errors",
+    "rx_fifo_errors",
+    "rx_missed_errors",
+    "rx_packets",
+    "tx_bytes",
+    "tx_carrier_errors",
+    "tx_dropped",
+    "tx_errors",
+    "tx_fifo_errors",
+    "tx_packets",
+)
+
+# What every boot says and nobody is ill of: a record's text and its dictionary (dev-kmsg).
+BOOT: tuple[tuple[str, ...], ...] = (
+    ("Linux version 5.15.0-113-generic (buildd@lcy02-amd64-072) #123-Ubuntu SMP Mon Jun 10 08:16:17 2024",),
+    ("Command line: BOOT_IMAGE=/boot/vmlinuz-5.15.0-113-generic root=/dev/nvme0n1p2 ro pci=realloc=off",),
+    ("pci 0000:18:00.0: [10de:2330] type 00 class 0x030200", "SUBSYSTEM=pci", "DEVICE=+pci:0000:18:00.0"),
+    ("mlx5_core 0000:19:00.0: firmware version: 28.43.1014", "SUBSYSTEM=pci", "DEVICE=+pci:0000:19:00.0"),
+    ("mlx5_core 0000:19:00.0: Port module event: module 0, Cable plugged",),
+    ("nvidia-nvlink: Nvlink Core is being initialized, major device number 510",),
+    (f"NVRM: loading NVIDIA UNIX x86_64 Kernel Module  {DRIVER}  Fri Jan  3 22:30:06 UTC 2025",),
+    ("ice 0000:40:00.0 eth0: NIC Link is up 100 Gbps Full Duplex, Requested FEC: RS-FEC, Autoneg: On",),
+)
+
+
+def parts(name: str, gpus: int, ports: int, nics: int) -> dict[str, Any]:
+    """What a machine consists of, ready for JSON. `name` makes its UUIDs and serial numbers its own."""
+    taken = set(SWITCHES) if gpus else set()
+    return {
+        "gpus": [
+            {
+                "pci": _address(_GPU_BUSES, number, taken),
+                "uuid": f"GPU-{own}",
+                "serial": f"1650{own.int % 10**9:09d}",
+            }
+            for number in range(gpus)
+            for own in [uuid.uuid5(uuid.NAMESPACE_DNS, f"gpu{number}.{name}")]
+        ],
+        "ports": [_address(_IB_BUSES, number, taken) for number in range(ports)],
+        "nics": [_address(_NIC_BUSES, number, taken) for number in range(nics)],
+    }
+
+
+def build(root: Path, name: str, machine: dict[str, Any]) -> None:
+    """Write the trees of a healthy machine that consists of `machine` (see parts) below `root`."""
+    for folder in ("sys/bus/pci/devices", "sys/class/infiniband", "sys/class/net", "dev"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    _tree(root / "proc/sys/kernel", {"random/boot_id": str(uuid.uuid4()), "hostname": name})
+    for number, gpu in enumerate(machine["gpus"]):
+        # H100 SXM5 (10de:2330), a 3D controller on PCIe 5.0 x16.
+        _pci(root, gpu["pci"], "0x10de", "0x2330", "0x030200", "nvidia", "32.0 GT/s PCIe", "16")
+        device = root / f"dev/nvidia{number}"
+        if os.geteuid() == 0:
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # Slurm wants a device; this one is null
+        else:
+            device.touch()
+        device.chmod(0o666)
+    if machine["gpus"]:
+        version = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {DRIVER}"
+        _tree(root / "proc/driver/nvidia", {"version": version})
+        for pci in SWITCHES:
+            _pci(root, pci, "0x10de", "0x22a3", "0x068000", "nvidia-nvswitch", "16.0 GT/s PCIe", "2")
+    for number, pci in enumerate(machine["ports"]):
+        _pci(root, pci, "0x15b3", "0x1021", "0x020700", "mlx5_core", "32.0 GT/s PCIe", "16")
+        _infiniband(root, number, pci, name)
+    for number, pci in enumerate(machine["nics"]):
+        _pci(root, pci, "0x8086", "0x1592", "0x020000", "ice", "16.0 GT/s PCIe", "16")
+        _net(root, f"eth{number}", pci, mac=number)
+    _net(root, "lo", None, kind="772", flags="0x9", operstate="unknown", speed="")
+    _net(root, "docker0", None, operstate="down", speed="-1", carrier="0")
+    _net(root, "veth3f2a1c0", None, speed="10000")
+
+
+def link_pci(root: Path, pci: str) -> Path:
+    """Where a PCI device is listed, listed there if it was not."""
+    path = root / "sys/bus/pci/devices" / pci
+    if not path.is_symlink():
+        path.symlink_to(f"../../../devices/{_parent(pci)}/{pci}")
+    return path
+
+
+def _pci(
+    root: Path, pci: str, vendor: str, device: str, kind: str, driver: str, speed: str, width: str
+) -> None:
+    home = root / "sys/devices" / _parent(pci) / pci
+    _tree(
+        home,
+        {
+            "vendor": vendor,
+            "device": device,
+            "class": kind,
+            "subsystem_vendor": vendor,
+            "subsystem_device": "0x0001",
+            "revision": "0xa1",
+            "enable": "1",
+            "numa_node": "0" if int(pci[5:7], 16) < 0x80 else "1",
+            "current_link_speed": speed,
+            "current_link_width": width,
+            "max_link_speed": speed,
+            "max_link_width": width,
+        },
+    )
+    (root / "sys/bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
+    (home / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
+    link_pci(root, pci)
+
+
+def _infiniband(root: Path, number: int, pci: str, host: str) -> None:
+    name = f"mlx5_{number}"
+    home = f"devices/{_parent(pci)}/{pci}/infiniband/{name}"
+    guid = f"a088:c203:00{number:02x}:{int(pci[5:7], 16):04x}"
+    _tree(
+        root / "sys" / home,
+        {
+            "node_type": "1: CA",
+            "node_guid": guid,
+            "sys_image_guid": guid,
+            "fw_ver": "28.43.1014",
+            "hca_type": "MT4129",
+            "board_id": "MT_0000000838",
+            "node_desc": f"{host} {name}",
+            "ports/1/state": "4: ACTIVE",
+            "ports/1/phys_state": "5: LinkUp",
+            "ports/1/rate": RATE,
+            "ports/1/link_layer": "InfiniBand",
+            "ports/1/lid": lid(number),
+            "ports/1/sm_lid": "0x1",
+            "ports/1/lid_mask_count": "0",
+            **{f"ports/1/counters/{counter}": "0" for counter in _IB_COUNTERS},
+            **{f"ports/1/hw_counters/{counter}": "0" for counter in _IB_HW_COUNTERS},
+        },
+    )
+    (root / "sys" / home / "device").symlink_to(f"../../../{pci}")
+    (root / f"sys/class/infiniband/{name}").symlink_to(f"../../{home}")
+    # IP over InfiniBand, there but not set up, as on hosts that use the fabric for RDMA only.
+    _net(
+        root,
+        f"ib{number}",
+        pci,
+        mac=number,
+        kind="32",
+        flags="0x1002",
+        operstate="down",
+        speed="",
+        carrier="",
+    )
+
+
+def lid(number: int) -> str:
+    """The local identifier that the subnet manager gave to a port."""
+    return f"0x{number + 2:x}"
+
+
+def _net(
+    root: Path,
+    name: str,
+    pci: str | None,
+    mac: int = 0,
+    kind: str = "1",
+    flags: str = "0x1003",
+    operstate: str = "up",
+    speed: str = str(SPEED),
+    carrier: str = "1",
+) -> None:
+    home = f"devices/{_parent(pci)}/{pci}/net/{name}" if pci else f"devices/virtual/net/{name}"
+    up = carrier == "1"
+    _tree(
+        root / "sys" / home,
+        {
+            "type": kind,
+            "flags": flags,
+            "operstate": operstate,
+            "speed": speed,
+            "duplex": "full" if up and speed else "",
+            "carrier": carrier,
+            "carrier_changes": "2" if up else "1",
+            "carrier_up_count": "1" if up else "0",
+            "carrier_down_count": "1",
+            "mtu": "65536" if name == "lo" else "9000",
+            "address": "00:00:00:00:00:00" if name == "lo" else f"b8:ce:f6:00:00:{mac:02x}",
+            "dev_port": "0",
+            **{f"statistics/{counter}": "0" for counter in _NET_STATISTICS},
+        },
+    )
+    if pci:
+        (root / "sys" / home / "device").symlink_to(f"../../../{pci}")
+    (root / f"sys/class/net/{name}").symlink_to(f"../../{home}")
+
+
+def _address(buses: tuple[int, ...], number: int, taken: set[str]) -> str:
+    numbers = [buses[number]] if number < len(buses) else range(0x60, 0x100)
+    address = next(pci for bus in numbers if (pci := f"0000:{bus:02x}:00.0") not in taken)
+    taken.add(address)
+    return address
+
+
+def _parent(pci: str) -> str:
+    return f"pci{pci[:7]}"
+
+
+def _tree(folder: Path, files: dict[str, str]) -> None:
+    for part in {name.rpartition("/")[0] for name in files}:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        # A machine has a thousand files and tests build many machines: no more calls than it takes.
+        handle = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            if text:
+                os.write(handle, f"{text}\n".encode())
+        finally:
+            os.close(handle)
