@@ -1,0 +1,124 @@
+"""The cards that our prolog writes for each job on a node, and what they say of who holds which GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm_health.model import Card
+
+KEEP = 900.0  # seconds that an ended card stays: three times MinJobAge's default
+LARGEST = 4096  # bytes; a card is some hundred
+
+
+@dataclass(frozen=True, slots=True)
+class RawCard:
+    """A card as it is on disk: uptimes in seconds, GPUs by Slurm's ordinals (None: unknown)."""
+
+    job: int
+    restarts: int
+    uid: int
+    gpus: tuple[int, ...] | None
+    uptime: float
+    ended: float = 0.0
+    refused: float = 0.0
+
+
+def parse(text: str) -> RawCard | None:
+    """The card in `text`; None for one that is not whole: bash writes it line by line."""
+    said: dict[str, str] = {}
+    for line in text.split("\n")[:-1]:
+        key, equals, value = line.partition("=")
+        if equals and key not in said:
+            said[key] = value
+    try:
+        gpus = said.get("gpus", "")
+        return RawCard(
+            job=_whole(said["job"]),
+            restarts=_whole(said["restarts"]),
+            uid=_whole(said.get("uid") or "0"),
+            gpus=_ordinals(gpus),
+            uptime=float(_whole(said["uptime"])),
+            ended=float(_whole(said.get("ended") or "0")),
+            refused=float(_whole(said.get("refused") or "0")),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise ValueError(text)
+    return int(text)
+
+
+def _ordinals(text: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(_whole(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        return None
+
+
+class CardBox:
+    """The folder of cards. `read` keeps what it parsed until a file changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[str, tuple[tuple[int, int], RawCard | None]] = {}
+
+    def read(self, now: float) -> list[RawCard]:
+        """All whole cards; those ended long ago are removed. `now`: uptime in seconds."""
+        seen: dict[str, tuple[tuple[int, int], RawCard | None]] = {}
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if not entry.is_file(follow_symlinks=False):
+                        continue
+                    status = entry.stat(follow_symlinks=False)
+                    mark = (status.st_mtime_ns, status.st_size)
+                    old = self.known.get(entry.name)
+                    card = old[1] if old and old[0] == mark else self._parse(entry.path, status.st_size)
+                    if card and card.ended and now - card.ended > KEEP:
+                        os.unlink(entry.path)  # noqa: PTH108 (a path from scandir)
+                        continue
+                    seen[entry.name] = (mark, card)
+        self.known = seen
+        return [card for _, card in seen.values() if card]
+
+    def _parse(self, path: str, size: int) -> RawCard | None:
+        if size > LARGEST:
+            return None
+        return parse(Path(path).read_text(encoding="ascii", errors="replace"))
+
+
+def devices(
+    card: RawCard, minors: Mapping[int, int] | None, gpus: Mapping[int, str]
+) -> tuple[str, ...] | None:
+    """The PCI addresses of a card's GPUs. `minors`: Slurm's ordinal to device minor; `gpus`: device minor to
+    address. What cannot be told of one GPU makes the whole answer unknown, never a guess."""
+    if card.gpus == ():
+        return ()
+    if card.gpus is None or minors is None:
+        return None
+    found = [gpus.get(minors.get(ordinal, -1), "") for ordinal in card.gpus]
+    return tuple(found) if all(found) else None
+
+
+def dated(card: RawCard, devices: tuple[str, ...] | None, boot: float) -> Card:
+    """The card for the wire: times in seconds since the epoch, `boot` being the epoch at uptime 0."""
+
+    def epoch(at: float) -> float:
+        return boot + at if at else 0.0
+
+    return Card(
+        job=card.job,
+        restarts=card.restarts,
+        uid=card.uid,
+        devices=devices,
+        started=epoch(card.uptime),
+        ended=epoch(card.ended),
+        refused=epoch(card.refused),
+    )

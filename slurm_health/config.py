@@ -1,0 +1,232 @@
+"""The site's configuration: one file for the whole cluster, checked as a whole.
+
+`/etc/slurm-health/config.toml`, then `conf.d/*.toml` beside it in alphabetical order, over the defaults
+written here. Unknown keys are refused, and every mistake is reported at once with its file and path.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ClusterShell.NodeSet import NodeSet, NodeSetException
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from slurm_health import duration, rules
+
+DEFAULT_PATH = Path("/etc/slurm-health/config.toml")
+DEFAULT_PORT = 6821  # Slurm's own daemons have 6817 to 6820
+
+
+class ConfigError(Exception):
+    """All that is wrong with a configuration, one line each: `file: key.path: what and how to mend it`."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host, port = text, str(DEFAULT_PORT)
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("write host:port, such as slurmctl:6821")
+    return f"{host}:{port}"
+
+
+def _hostlist(text: str) -> str:
+    try:
+        NodeSet(text)
+    except NodeSetException as error:
+        raise ValueError(f"no hostlist: {error}") from None
+    return text
+
+
+Seconds = Annotated[float, BeforeValidator(duration.seconds)]
+
+
+class Section(BaseModel):
+    """A table of the file: no key that is not declared, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Auth(Section):
+    """Who may speak: MUNGE, or an HMAC key file on sites without it."""
+
+    method: Literal["munge", "hmac"] = "munge"
+    munge_socket: str = Field("", description="munged's socket; empty: munged's own default")
+    key_file: str = Field("", description="the shared key for method hmac, readable by root only")
+    check_address: bool = Field(True, description="a report must come from its node's address in Slurm")
+
+
+class Budget(Section):
+    """How many nodes may be out by us: the larger of the two numbers counts, in all and per window."""
+
+    percent: float = Field(10, ge=0, le=100)
+    at_least: int = Field(2, ge=0)
+    window: Seconds = 600.0
+    window_percent: float = Field(2, ge=0, le=100)
+    window_at_least: int = Field(2, ge=0)
+
+
+class Slurm(Section):
+    conf: str = Field("", description="slurm.conf; empty: SLURM_CONF or Slurm's own default")
+    bin: str = Field("", description="the folder of scontrol, squeue and sinfo; empty: PATH")
+    deadline: Seconds = Field(10.0, description="no Slurm command is waited for longer")
+
+
+class Ledger(Section):
+    url: str = "sqlite:////var/lib/slurm-health/ledger.db"
+    keep: Seconds = Field(90 * 86400.0, description="closed incidents are kept this long")
+    quiet: Seconds = Field(3600.0, description="an incident that only warns closes after this long unseen")
+
+
+class Probes(Section):
+    kernel: bool = True
+    gpu: bool = True
+    infiniband: bool = True
+    nic: bool = True
+    gpu_every: Seconds = 15.0
+    gpu_deadline: Seconds = 10.0
+    links_every: Seconds = 1.0
+
+
+class Links(Section):
+    ports: int | None = Field(None, ge=0)
+    gbps: float | None = Field(None, gt=0)
+
+
+class Nodes(Section):
+    """What is expected of the nodes that match; later sections win, key by key."""
+
+    match: Annotated[str, AfterValidator(_hostlist)]
+    gpus: int | None = Field(None, ge=0)
+    infiniband: Links = Links()
+    nics: Links = Links()
+    ignore: tuple[str, ...] = Field((), description='device globs that are never judged: "mlx5_bond_0/*"')
+
+
+class Config(Section):
+    mode: Literal["observe", "drain", "requeue"] = "observe"
+    controller: Annotated[str, AfterValidator(_address)] = f"localhost:{DEFAULT_PORT}"
+    when_alone: Literal["observe", "refuse"] = "observe"
+    run_dir: Path = Path("/run/slurm-health")
+    state_dir: Path = Path("/var/lib/slurm-health")
+    auth: Auth = Auth()
+    budget: Budget = Budget()
+    slurm: Slurm = Slurm()
+    ledger: Ledger = Ledger()
+    probes: Probes = Probes()
+    nodes: tuple[Nodes, ...] = ()
+    rule: tuple[dict[str, Any], ...] = ()
+
+    def expected(self, node: str) -> dict[str, Any]:
+        """What the [[nodes]] sections together say of one node: gpus, ib_ports, ib_gbps, nic_ports,
+        nic_gbps (None where nothing is said) and ignore."""
+        merged: dict[str, Any] = dict.fromkeys(("gpus", "ib_ports", "ib_gbps", "nic_ports", "nic_gbps"))
+        ignore: tuple[str, ...] = ()
+        for section in self.nodes:
+            if node not in NodeSet(section.match):
+                continue
+            said = {
+                "gpus": section.gpus,
+                "ib_ports": section.infiniband.ports,
+                "ib_gbps": section.infiniband.gbps,
+                "nic_ports": section.nics.ports,
+                "nic_gbps": section.nics.gbps,
+            }
+            merged |= {key: value for key, value in said.items() if value is not None}
+            ignore += section.ignore
+        return merged | {"ignore": ignore}
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.controller.rpartition(":")
+        return host, int(port)
+
+
+def path(explicit: str | None = None) -> Path:
+    """Where the configuration is: as given, else SLURM_HEALTH_CONFIG, else /etc/slurm-health/config.toml."""
+    return Path(explicit or os.environ.get("SLURM_HEALTH_CONFIG") or DEFAULT_PATH)
+
+
+def load(explicit: str | None = None) -> Config:
+    """The configuration in force. A missing default file means the defaults; ConfigError on any mistake."""
+    return read(explicit)[0]
+
+
+def read(explicit: str | None = None) -> tuple[Config, dict[str, str]]:
+    """The configuration and, for each key path that a file sets, which file."""
+    main = path(explicit)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    mistakes: list[str] = []
+    files = [main, *sorted((main.parent / "conf.d").glob("*.toml"))]
+    if not main.exists():
+        if explicit or os.environ.get("SLURM_HEALTH_CONFIG"):
+            raise ConfigError([f"{main}: no such file"])
+        files.remove(main)
+    for file in files:
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            mistakes.append(f"{file}: {error}")
+            continue
+        _merge(merged, table, file, origins, "")
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        mistakes += [_mistake(detail, origins, main) for detail in error.errors()]
+    rule_tables = merged.get("rule", [])
+    if isinstance(rule_tables, list) and all(isinstance(table, dict) for table in rule_tables):
+        try:
+            rules.load(rule_tables)
+        except rules.RuleError as error:
+            # Said once for each shipped rule of that code, as rules[0].hold.
+            for line in dict.fromkeys(error.errors):
+                number, _, rest = line.removeprefix("rules[").partition("]")
+                mistakes.append(f"{origins.get(f'rule.{number}', main)}: rule.{number}{rest}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config, origins
+
+
+def _merge(
+    into: dict[str, Any], table: Mapping[str, Any], file: Path, origins: dict[str, str], at: str
+) -> None:
+    for key, value in table.items():
+        where = f"{at}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key, {}), dict):
+            _merge(into.setdefault(key, {}), value, file, origins, f"{where}.")
+            origins.setdefault(where, str(file))
+        elif isinstance(value, list) and isinstance(into.get(key), list):
+            origins.update({f"{where}.{len(into[key]) + n}": str(file) for n in range(len(value))})
+            into[key] = into[key] + value
+        else:
+            into[key] = value
+            origins[where] = str(file)
+            if isinstance(value, list):
+                origins.update({f"{where}.{n}": str(file) for n in range(len(value))})
+
+
+def _mistake(detail: Any, origins: Mapping[str, str], main: Path) -> str:
+    parts = [str(part) for part in detail["loc"]]
+    source = next(
+        (origins[where] for n in range(len(parts), 0, -1) if (where := ".".join(parts[:n])) in origins), main
+    )
+    message = {
+        "extra_forbidden": "unknown key; `slurm-health config show` lists the known ones",
+        "missing": "is required",
+    }.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    given = detail.get("input")
+    shown = (
+        f" (it says {given!r})"
+        if isinstance(given, str | int | float) and "extra" not in detail["type"]
+        else ""
+    )
+    return f"{source}: {'.'.join(parts)}: {message}{shown}"

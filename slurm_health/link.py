@@ -1,0 +1,132 @@
+"""A node's line to its controller: reports go out, decisions come in, both on threads of their own.
+
+Nothing here can hold up the daemon: it hands over what to say when asked (`compose`) and is handed what came
+back (`heard`). Each thread keeps one HTTP/1.1 connection open.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from slurm_health import wire
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 10.0  # seconds for an answer that is due at once
+USUAL = (OSError, http.client.HTTPException, wire.Refused, wire.Malformed)  # what a controller may do to us
+FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds between tries, doubled and spread by chance
+
+
+class Link(threading.Thread):
+    """Reports as soon as `poke` says there is news, and every 30 s; listens for decisions in between."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        signature: Callable[[], wire.Signature],
+        node: str,
+        compose: Callable[[], wire.NodeReport],
+        heard: Callable[[wire.NodeReport], None],
+        decided: Callable[[wire.Decision], None],
+    ) -> None:
+        super().__init__(name="report", daemon=True)
+        self.address, self.signature, self.node = address, signature, node
+        self.compose, self.heard, self.decided = compose, heard, decided
+        self.news = threading.Event()
+        self.known = ""
+        self.last_heard = time.monotonic()
+        self.trouble = ""
+        self.listener = threading.Thread(target=self._listen, name="decisions", daemon=True)
+
+    def poke(self) -> None:
+        """There is something to report now."""
+        self.news.set()
+
+    def start(self) -> None:
+        super().start()
+        self.listener.start()
+
+    def alone(self) -> float:
+        """Seconds since the controller was last heard."""
+        return time.monotonic() - self.last_heard
+
+    def run(self) -> None:
+        post = _Post(self.address, self.signature, TIMEOUT)
+        wait = FIRST_WAIT
+        while True:
+            self.news.clear()
+            try:
+                report = self.compose()
+                wire.decision(post("/v1/report", wire.encode(report)))
+            except Exception as error:  # whatever it is: a node that falls silent is watched by nobody
+                self._mourn(error)
+                time.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(LAST_WAIT, wait * 2)
+                continue
+            wait = FIRST_WAIT
+            self._rejoice()
+            # A receipt only: of two answers that cross, the older must not undo the newer decision.
+            self.heard(report)
+            self.news.wait(wire.HEARTBEAT)
+
+    def _listen(self) -> None:
+        post = _Post(self.address, self.signature, wire.LONG_POLL + TIMEOUT)
+        wait = FIRST_WAIT
+        while True:
+            body = json.dumps({"node": self.node, "known": self.known}).encode()
+            try:
+                answer = wire.decision(post("/v1/decision", body))
+            except Exception as error:  # as above
+                self._mourn(error)
+                time.sleep(wait * random.uniform(0.5, 1.0))
+                if wait == FIRST_WAIT:
+                    self.poke()  # a controller that was restarted should know at once what stands here
+                wait = min(LAST_WAIT, wait * 2)
+                continue
+            wait = FIRST_WAIT
+            self._rejoice()
+            self.known = answer.version
+            self.decided(answer)
+
+    def _mourn(self, error: Exception) -> None:
+        words = str(error) or type(error).__name__
+        if words != self.trouble:
+            ours = not isinstance(error, USUAL)
+            log.warning("controller %s:%d: %s", *self.address, words, exc_info=error if ours else None)
+            self.trouble = words
+
+    def _rejoice(self) -> None:
+        self.last_heard = time.monotonic()
+        if self.trouble:
+            log.info("controller %s:%d answers again", *self.address)
+            self.trouble = ""
+
+
+class _Post:
+    """A signed POST over a connection that is kept; made again when it broke."""
+
+    def __init__(
+        self, address: tuple[str, int], signature: Callable[[], wire.Signature], timeout: float
+    ) -> None:
+        self.signature = signature
+        self.connection = http.client.HTTPConnection(*address, timeout=timeout)
+
+    def __call__(self, target: str, body: bytes) -> bytes:
+        try:
+            seal = self.signature().sign(wire.payload("POST", target, body))
+            headers = {"Authorization": seal, "Content-Type": "application/json"}
+            self.connection.request("POST", target, body, headers)
+            response = self.connection.getresponse()
+            answer = response.read(wire.LIMIT)
+        except BaseException:
+            self.connection.close()
+            raise
+        if response.status != 200:
+            raise wire.Refused(f"{response.status} {answer[:200].decode(errors='replace').strip()}")
+        return answer

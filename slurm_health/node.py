@@ -1,0 +1,431 @@
+"""The node's daemon: senses, judges, publishes its verdict, reports.
+
+One thread and one selector: kernel records and NVML's answers wake it at once, links are looked at every
+second, slow values every 15 s. Whatever may hang (NVML, sysfs of a dead adapter, the controller) lives in a
+process or on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from slurm_health import baseline, cards, gres, policy, rules, systemd, wire
+from slurm_health.config import Config
+from slurm_health.host import Host, uptime
+from slurm_health.link import Link
+from slurm_health.model import Card, Finding, Reading, Report, Severity
+from slurm_health.probes import gpu, infiniband, kernel, nic
+from slurm_health.probes.runner import Runner
+from slurm_health.sinks.verdict import VerdictFile
+from slurm_health.spool import Spool
+
+log = logging.getLogger(__name__)
+
+FIRST_PASS = 20.0  # seconds after which we call ourselves ready, whatever is still out
+RETRY = 2.0  # seconds between tries of a driver that failed
+ALONE = 60.0  # seconds without the controller after which its decision no longer holds
+BACKLOG = 600.0  # seconds before our start; older kernel lines are not news when nothing was remembered
+FULL_PASS = 15.0  # seconds between looks at what changes slowly on a link: rates and addresses
+LINK_DEADLINE = 5.0
+TICK = 1.0
+
+
+class NodeDaemon:
+    """`run` returns when a signal asked for it. `root` stands for the machine, `run_dir` holds the verdict
+    and the cards, `state_dir` what must outlive a restart."""
+
+    def __init__(self, config: Config, name: str, root: str, run_dir: Path, state_dir: Path) -> None:
+        self.config, self.name = config, name
+        self.host = Host(root)
+        self.boot = self.host.boot_id()
+        self.state_dir = state_dir
+        for folder in (run_dir, run_dir / "jobs"):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            folder.chmod(0o755)
+        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self.verdict = VerdictFile(run_dir)
+        self.cards = cards.CardBox(run_dir / "jobs")
+        self.spool = Spool(state_dir / "spool")
+        self.book = rules.load(config.rule)
+        self.expectations = baseline.Expectations(**config.expected(name))
+        self.baseline = baseline.begin(baseline.load(state_dir / "baseline.json"), self.boot)
+        self.memory = rules.begin(self._saved("memory.json"), self.boot)
+        self.standing: tuple[Finding, ...] = tuple(
+            _sendable(found)
+            for found in rules.judge(self.book, (), self.memory, time.time())[0]
+            if found.lasting
+        )
+        self.blind: dict[str, str] = {}
+        self.decision = wire.Decision()
+        # Device minor -> PCI address, in NVML's order: of this boot, also those lost since.
+        self.gpus: dict[int, str] = {
+            minor: device
+            for device, its in self.baseline.gpus.items()
+            if isinstance(minor := its.get("minor"), int) and its.get("boot") == self.boot
+        }
+        self.held: dict[tuple[int, int], tuple[str, ...] | None] = {}  # (job, restarts) -> its GPUs
+        self.turned_away: set[tuple[int, int]] = set()
+        self.inbox: deque[Callable[[], None]] = deque()
+        self.lock = threading.Lock()  # over what `compose` reads from the link's thread
+        self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.stopping = False
+        # A clock for holds that does not jump: the epoch once, then steady.
+        self.epoch = time.time() - time.monotonic()
+        self.worker: gpu.Worker | None = None
+        if config.probes.gpu:
+            self.worker = gpu.Worker(
+                self.host,
+                os.environ.get(gpu.LIBRARY, ""),
+                config.probes.gpu_deadline,
+                run_dir,
+                expected=bool(self.expectations.gpus or self.baseline.gpus),
+            )
+        self.log: kernel.KernelLog | None = None
+        if config.probes.kernel:
+            self.log = kernel.KernelLog(self.host, self._cursor())
+        self.runner = Runner()
+        probes: dict[str, Callable[..., Iterable[Reading]]] = {}
+        if config.probes.infiniband:
+            probes["infiniband"] = infiniband.infiniband
+        if config.probes.nic:
+            probes["nic"] = nic.nic
+        self.links = probes
+        self.unseen = {*probes, *(["gpu"] if self.worker else [])}  # what the first pass still owes
+        self.gpu_due = math.inf  # when NVML is asked next (monotonic)
+        self.link = Link(
+            config.address,
+            self._signature,
+            name,
+            self.compose,
+            lambda report: self._post(partial(self._receipt, report)),
+            lambda answer: self._post(partial(self._decide, answer)),
+        )
+        self.signed: wire.Signature | None = None
+
+    # The loop
+
+    def run(self) -> None:
+        selector = selectors.DefaultSelector()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        selector.register(self.wake_read, selectors.EVENT_READ, self._drain)
+        selector.register(self.runner.fileno(), selectors.EVENT_READ, self._collect)
+        if self.worker:
+            selector.register(self.worker.fileno(), selectors.EVENT_READ, self._answered)
+        if self.log and (watched := self.log.fileno()) is not None:
+            selector.register(watched, selectors.EVENT_READ, self._kernel)
+        started = time.monotonic()
+        full = fast = tick = started
+        self.gpu_due = started if self.worker else math.inf
+        ready = False
+        self._kernel()
+        self.link.start()
+        while not self.stopping:
+            now = time.monotonic()
+            if now >= fast:
+                self._look(full=now >= full)
+                full = now + FULL_PASS if now >= full else full
+                fast = max(fast + self.config.probes.links_every, now)
+            if self.worker and now >= self.gpu_due:
+                self.worker.ask(now)
+                self.gpu_due = now + self.config.probes.gpu_every
+            if now >= tick:
+                self._tick()
+                tick = max(tick + TICK, now)
+            if not ready and (not self.unseen or now - started > FIRST_PASS):
+                ready = True
+                self.unseen.clear()
+                self._publish()
+                systemd.notify("READY=1\nSTATUS=first pass done")
+                log.info("ready: first pass took %.1f s", now - started)
+            for key, _ in selector.select(max(0.0, min(fast, self.gpu_due, tick) - time.monotonic())):
+                key.data()
+        systemd.notify("STOPPING=1")
+        self._remember()
+        self.runner.close()
+        if self.worker and not self.worker.stop():
+            log.error("the NVML process cannot be ended: it is stuck in the driver and is left behind")
+
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def _post(self, call: Callable[[], None]) -> None:
+        """Have `call` done by the loop. From any thread."""
+        self.inbox.append(call)
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.wake_write, b"\0")
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_read, 4096):
+                pass
+        while self.inbox:
+            self.inbox.popleft()()
+
+    def _tick(self) -> None:
+        """Once a second: what has no wake-up of its own."""
+        systemd.notify("WATCHDOG=1")
+        now = time.monotonic()
+        if self.worker and (report := self.worker.overdue(now)):
+            self._report(report)
+        self._collect()
+        if self.log:
+            self._kernel()
+        refusing = self.verdict.said[0] == "bad"
+        turned_away = {
+            (card.job, card.restarts)
+            for card in self._cards(time.time())
+            if card.refused or (card.ended and refusing)
+        }
+        if turned_away - self.turned_away:
+            self.link.poke()  # the controller must release the job, or put right what Slurm made of it
+        self.turned_away = turned_away
+        self._publish()
+
+    # Sensing
+
+    def _look(self, full: bool) -> None:
+        now = time.monotonic()
+        for name, probe in self.links.items():
+            self.runner.start(name, partial(probe, self.host, fast=not full), LINK_DEADLINE, now)
+
+    def _collect(self) -> None:
+        for report in self.runner.collect(time.monotonic()):
+            self._report(report)
+
+    def _answered(self) -> None:
+        assert self.worker
+        if report := self.worker.answer(time.monotonic()):
+            self._report(report)
+
+    def _report(self, report: Report) -> None:
+        """A probe came back: learn, judge, and say what is new."""
+        self.unseen.discard(report.probe)
+        if report.probe == "gpu":
+            if any(one.name == "gpu.driver" and one.value != "ok" for one in report.readings):
+                # Whether it is a fault or a driver being reloaded shows sooner when asked more often.
+                self.gpu_due = min(self.gpu_due, time.monotonic() + RETRY)
+            minors = {
+                one.value: one.device
+                for one in report.readings
+                if one.name == "gpu.minor" and isinstance(one.value, int)
+            }
+            if len(minors) >= len(self.gpus):  # with fewer, one is lost: its number must not be
+                with self.lock:
+                    self.gpus = minors
+        error = wire.clean(report.error)
+        if (error or None) != self.blind.get(report.probe):
+            with self.lock:
+                if error:
+                    log.warning("probe %s: %s", report.probe, error)
+                    self.blind[report.probe] = error
+                else:
+                    self.blind.pop(report.probe, None)
+        sick = [found.device for found in self.standing if found.severity is Severity.CRITICAL]
+        learned, notes = baseline.learn(self.baseline, report, sick)
+        for note in notes:
+            log.info("%s", note)
+        if learned is not self.baseline:
+            self.baseline = learned
+            self._save("baseline.json", lambda path: baseline.save(path, learned))
+        self._judge(baseline.expect(self.baseline, self.expectations, report))
+
+    def _kernel(self) -> None:
+        if not self.log:
+            return
+        records = self.log.read()
+        if self.log.error != self.blind.get("kernel", ""):
+            with self.lock:
+                self.blind.pop("kernel", None)
+                if self.log.error:
+                    self.blind["kernel"] = self.log.error
+                    log.warning("kernel log: %s", self.log.error)
+        found = kernel.readings(records, self.boot, self._now(), self.log.clock())
+        fresh = [one for one in found if one.at >= self.news_since]
+        if fresh:
+            self._judge(fresh)
+        if found:
+            self._save("cursor", lambda path: path.write_text(f"{self.boot} {records[-1].sequence}\n"))
+
+    def _judge(self, readings: Iterable[Reading]) -> None:
+        judged, self.memory = rules.judge(self.book, readings, self.memory, self._now())
+        findings = [_sendable(found) for found in judged]
+        before = {found.moment for found in self.standing}
+        standing = tuple(found for found in findings if found.lasting)
+        new = [found for found in findings if not found.lasting or found.moment not in before]
+        gone = [found for found in self.standing if found.moment not in {one.moment for one in standing}]
+        ahead = time.time() - self._now()  # what the wall clock was set by since we started
+        with self.lock:
+            self.standing = standing
+            added = self.spool.add(replace(found, since=found.since + ahead) for found in new)
+        for found in new:
+            level = logging.ERROR if found.severity is Severity.CRITICAL else logging.WARNING
+            log.log(level, "%s(%s) %s: %s", found.code, found.device, found.text, found.evidence)
+        for found in gone:
+            log.info("%s(%s) has cleared", found.code, found.device)
+        if added or gone:
+            self.link.poke()
+            self._publish()
+            self._save("memory.json", lambda path: path.write_text(json.dumps(self.memory)))
+
+    # Saying
+
+    def compose(self) -> wire.NodeReport:
+        """The report as things are now. Called from the link's thread."""
+        now = time.time()
+        jobs = self._cards(now)
+        with self.lock:
+            opened = tuple(self.spool.waiting.values())[: wire.MANY]
+            standing = tuple(found.moment for found in self.standing)[: wire.MANY]
+            blind = dict(self.blind)
+        return wire.NodeReport(
+            node=self.name,
+            boot=self.boot,
+            sent=now,
+            opened=opened,
+            standing=standing,
+            cards=tuple(jobs[-wire.MANY :]),
+            blind=blind,
+            verdict=self.verdict.said[0],
+        )
+
+    def _cards(self, now: float) -> list[Card]:
+        """The jobs seen here. Which GPUs each holds is settled when its card is first seen: Slurm's numbers
+        shift when slurmd restarts without one. Called from both threads."""
+        up = uptime()
+        with self.lock:
+            raw = self.cards.read(up)
+            if any((card.job, card.restarts) not in self.held for card in raw):
+                minors = self._minors()
+                for card in raw:
+                    if (card.job, card.restarts) not in self.held and (self.gpus or not card.gpus):
+                        self.held[card.job, card.restarts] = cards.devices(card, minors, self.gpus)
+            runs = {(card.job, card.restarts) for card in raw}
+            self.held = {run: devices for run, devices in self.held.items() if run in runs}
+            return [cards.dated(card, self.held.get((card.job, card.restarts)), now - up) for card in raw]
+
+    def _minors(self) -> dict[int, int] | None:
+        """Slurm's GPU ordinals to device minors, by the files that slurmd reads too."""
+        conf = gres.conf_path(self.config.slurm.conf)
+        try:
+            return gres.minors(
+                conf.read_text(encoding="utf-8"),
+                self.name,
+                conf.with_name("slurm.conf").read_text(encoding="utf-8"),
+                list(self.gpus),
+            )
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def _signature(self) -> wire.Signature:
+        if self.signed is None:
+            auth = self.config.auth
+            try:
+                self.signed = wire.signature(auth.method, auth.munge_socket, auth.key_file)
+            except OSError as error:
+                raise wire.Refused(str(error)) from error
+        return self.signed
+
+    def _receipt(self, report: wire.NodeReport) -> None:
+        with self.lock:
+            self.spool.receipted(found.moment for found in report.opened)
+            more = bool(self.spool.waiting)
+        if more:
+            self.link.poke()
+
+    def _decide(self, answer: wire.Decision) -> None:
+        if answer != self.decision:
+            log.info("controller: %s", f"refuse jobs: {answer.refuse}" if answer.refuse else "accept jobs")
+            self.decision = answer
+            self._publish()
+
+    def _publish(self) -> None:
+        """Write the verdict: at once when it changes, else as a heartbeat."""
+        if self.unseen and not self.verdict.said[0] and not self.decision.refuse:
+            return  # before the first pass nothing is known; what an earlier daemon said goes stale by itself
+        worst = max(self.standing, key=lambda found: found.severity, default=None)
+        refuse = self.decision.refuse
+        if self.link.alone() > ALONE:
+            refuse = ""
+            if self.config.when_alone == "refuse" and worst and worst.severity is Severity.CRITICAL:
+                refuse = _words(worst)
+        state = policy.verdict((found.severity for found in self.standing), refuse)
+        if state == "ok" and self.decision.note:
+            state = "warn"
+        text = refuse or self.decision.note or (_words(worst) if worst else "")
+        try:
+            self.verdict.write(state, text)
+        except OSError as error:
+            log.error("verdict %s: %s", self.verdict.path, error.strerror)
+
+    # Remembering
+
+    def _now(self) -> float:
+        return self.epoch + time.monotonic()
+
+    def _cursor(self) -> int | None:
+        """The last kernel record of this boot that was dealt with. Without one, only what is fresh is news:
+        a line from long before us has been somebody's business already."""
+        boot, _, sequence = (self._text("cursor") or "").partition(" ")
+        known = boot == self.boot and sequence.isdigit()
+        self.news_since = 0.0 if known else time.time() - BACKLOG
+        return int(sequence) if known else None
+
+    def _text(self, name: str) -> str | None:
+        try:
+            return (self.state_dir / name).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return None
+
+    def _saved(self, name: str) -> object:
+        try:
+            saved: object = json.loads(self._text(name) or "null")
+        except ValueError:
+            return None
+        return saved
+
+    def _save(self, name: str, write: Callable[[Path], object]) -> None:
+        """Whole or not at all. A disk that is full costs memory over a restart, nothing else."""
+        path = self.state_dir / name
+        draft = path.with_name(f".{name}")
+        try:
+            write(draft)
+            draft.replace(path)
+        except OSError as error:
+            log.error("%s: %s", path, error.strerror)
+
+    def _remember(self) -> None:
+        self._save("memory.json", lambda path: path.write_text(json.dumps(self.memory)))
+        if self.log and self.log.sequence >= 0:
+            sequence = self.log.sequence
+            self._save("cursor", lambda path: path.write_text(f"{self.boot} {sequence}\n"))
+
+
+def _words(found: Finding) -> str:
+    return f"{found.code}({found.device}) {found.text}"
+
+
+def _sendable(found: Finding) -> Finding:
+    """As the wire takes it. The kernel quotes names that users chose, and one that cannot be sent would keep
+    the whole report, and every one after it, from being heard."""
+    return replace(
+        found,
+        device=wire.clean(found.device)[:100],
+        text=wire.clean(found.text),
+        evidence=wire.clean(found.evidence),
+        moment=wire.clean(found.moment)[:300],
+    )

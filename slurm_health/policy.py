@@ -1,0 +1,358 @@
+"""The consequence of what is known: what to do with a node, what to do with a job it hurt. Pure.
+
+No I/O, no clock, no log: plain values in, plain values out. The controller carries out what is said here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from slurm_health.model import Card, Incident, Job, Node, Severity, Urgency, Victim
+
+DIES_WITHIN = 120.0  # seconds after the first evidence in which a job's death counts as the fault's
+SLACK = 2.0  # Slurm's times are whole seconds, and a link's fault is seen up to a second late
+CONFIRM = 1.0  # a batch step that runs this long was launched (a revoked credential fails it at once)
+LAUNCHES = 2  # times that a launch of ours which failed at once is tried again
+
+# Node states in which somebody or something else is at work (sinfo(1), NODE STATE CODES).
+ELSEWHERE = frozenset(
+    {
+        "MAINT",
+        "MAINTENANCE",
+        "REBOOT",
+        "REBOOT_ISSUED",
+        "REBOOT_REQUESTED",
+        "POWERING_DOWN",
+        "POWERED_DOWN",
+        "POWER_DOWN",
+        "POWERING_UP",
+        "POWER_UP",
+        "FUTURE",
+    }
+)
+# What slurmctld writes when a hook fails; only where a card says that the hook was ours is it ours to rename.
+HOOK_REASONS = frozenset({"Prolog error", "Epilog error"})
+# How a drain that is not ours is noted; when it ends, an admin has seen what stands against the node.
+DRAINED_BY_OTHERS = "drained by somebody else"
+# squeue's Reason of a job that a failed prolog sent back (job_reason_string, Slurm 22.05 to 26.05).
+HELD_BY_PROLOG = "launch failed requeued held"
+
+
+class Do(StrEnum):
+    """What is to be done with a node."""
+
+    NOTHING = "nothing"  # and `why` says why, unless there is nothing wrong
+    DRAIN = "drain"
+    STAND = "stand"  # it is out by us: refuse jobs, care for the victims
+    LEAVE = "leave"  # it is out by somebody else: care for the victims only
+    YIELD = "yield"  # an admin resumed it over our heads: acknowledge
+    UNDO = "undo"  # our refusal drained it after an admin's RESUME: acknowledge, and resume
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The drain that the ledger says is ours: its words and Slurm's ReasonTime of it."""
+
+    reason: str = ""
+    since: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What else bears on a node: the site's mode, a pause, whether the budget has room (else why not)."""
+
+    mode: str
+    paused: bool = False
+    spent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    do: Do
+    why: str = ""
+    reason: str = ""
+
+
+def judge(
+    node: Node | None,
+    incidents: Iterable[Incident],
+    ours: Drained,
+    attempted: Iterable[str],
+    outlook: Outlook,
+    refused: bool,
+) -> Judgement:
+    """What is to be done with a node that has these open incidents.
+
+    `attempted` are the reasons of drains of ours whose outcome is unknown (a crash, or no answer).
+    `refused`: a hook that failed on the node was ours (see `our_hook`).
+    """
+    pressing = [one for one in incidents if one.pressing]
+    if node is None:
+        return Judgement(Do.NOTHING, "Slurm does not know this node" if pressing else "")
+    is_ours = bool(ours.reason) and node.reason == ours.reason and node.since == ours.since
+    if ours.reason and not node.out:
+        return Judgement(Do.YIELD, "resumed by an admin")
+    if not pressing:
+        return Judgement(Do.STAND if is_ours and node.out else Do.NOTHING)
+    first = min(pressing, key=lambda one: (one.since, one.id))
+    if node.out:
+        if is_ours or node.reason in attempted:
+            return Judgement(Do.STAND, reason=node.reason)
+        if node.reason in HOOK_REASONS and refused and "DRAIN" in node.flags:
+            if ours.reason:  # Slurm writes this only on a node in service: an admin had resumed it
+                return Judgement(Do.UNDO, "resumed by an admin, then drained for our hook")
+            if outlook.mode != "observe":
+                return Judgement(Do.DRAIN, reason=first.reason)
+        how = DRAINED_BY_OTHERS if "DRAIN" in node.flags else "down"
+        return Judgement(Do.LEAVE, f"{how}: {node.reason or 'no reason given'}")
+    if any(one.held.startswith(DRAINED_BY_OTHERS) for one in pressing):
+        return Judgement(Do.YIELD, "resumed by an admin")
+    if why := obstacle(node, outlook):
+        return Judgement(Do.NOTHING, why)
+    return Judgement(Do.DRAIN, reason=first.reason)
+
+
+def our_hook(node: Node | None, ours: Drained, cards: Iterable[Card], first: float) -> bool:
+    """Whether a hook that failed on the node was ours: our prolog refused a job since the first evidence, or
+    a job ended as Slurm noted "Epilog error" while we had the node out (our epilog then fails for each)."""
+
+    epilog = node.since if node and ours.reason and node.reason == "Epilog error" else 0
+    return any(
+        (card.refused and card.refused >= first - SLACK) or (epilog and abs(card.ended - epilog) <= SLACK + 1)
+        for card in cards
+    )
+
+
+def lost(ours: Drained, node: Node | None, do: Do) -> bool:
+    """Whether a drain that was ours is somebody else's now: other words, or the same written again. Slurm's
+    own words after a hook failed say nothing yet: the card that tells whose hook it was may be under way."""
+    if not ours.reason or node is None or not node.out or do is Do.STAND:
+        return False
+    return (node.reason, node.since) != (ours.reason, ours.since) and node.reason not in HOOK_REASONS
+
+
+def settled(
+    node: Node | None, pressing: Iterable[Incident], ours: Drained, outlook: Outlook, now: float
+) -> bool:
+    """Whether another look at the node would find nothing new: what is to be done was done, or is still held
+    up by the same. In the first minutes more jobs may turn out to be touched."""
+    pressing = list(pressing)
+    if node is None or any(now - one.opened <= DIES_WITHIN for one in pressing):
+        return False
+    if ours.reason:
+        return node.out and node.reason == ours.reason and node.since == ours.since
+    if node.out:
+        return all(one.held.startswith(DRAINED_BY_OTHERS) for one in pressing) and "DRAIN" in node.flags
+    return all(one.held and one.held == obstacle(node, outlook) for one in pressing)
+
+
+def obstacle(node: Node, outlook: Outlook) -> str:
+    """Why a node in service is not drained though it should be, or ""."""
+    if outlook.mode == "observe":
+        return "mode is observe"
+    if outlook.paused:
+        return "paused"
+    if busy := sorted(node.flags & ELSEWHERE):
+        return f"node is {'+'.join(busy).lower()}"
+    return outlook.spent
+
+
+def budget(
+    total: int,
+    out: int,
+    recent: int,
+    percent: float,
+    at_least: int,
+    window_percent: float,
+    window_at_least: int,
+) -> str:
+    """Why no further node may be drained, or "". `out`: by us now; `recent`: by us within the window."""
+    most = max(at_least, math.floor(total * percent / 100))
+    most_recent = max(window_at_least, math.floor(total * window_percent / 100))
+    if out >= most:
+        return f"budget spent: {out} of {total} nodes are out by us, at most {most} may be"
+    if recent >= most_recent:
+        return f"budget spent: {recent} nodes drained lately, at most {most_recent} may be in the window"
+    return ""
+
+
+def everyones(incident: Incident) -> bool:
+    """Whether the fault touches all jobs of its node: a link, memory, the host. Not a GPU or a switch."""
+    return not incident.code.startswith(("GPU_", "NVSWITCH_"))
+
+
+def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
+    """The cards of the jobs that held the broken device when it broke, or held it when they died of it.
+
+    A driver or an NVSwitch is broken for all who hold a GPU. A GPU that cannot be named touches nobody for
+    sure, and a card whose devices are not known is not guessed at.
+    """
+
+    def holds(card: Card) -> bool:
+        if card.devices is None:
+            return False
+        if incident.code.startswith(("GPU_DRIVER_", "NVSWITCH_")):
+            return bool(card.devices)
+        return incident.device in card.devices
+
+    return [
+        card for card in cards if holds(card) and (not card.ended or card.ended >= incident.since - SLACK)
+    ]
+
+
+def hurt(incident: Incident, job: Job) -> bool:
+    """Whether a fault of the whole node touches this job that Slurm lists on it."""
+    return not job.ended or job.ended >= math.floor(incident.since) - SLACK
+
+
+# Jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do now. `hot`: look again in a fraction of a second."""
+
+    hot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    incomplete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StartNow:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """It runs again: its batch step is there and stayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The end of its story, in a few words."""
+
+    outcome: str
+
+
+Step = Wait | Requeue | Release | StartNow | Ran | Settle
+
+LIVE = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+DIED = frozenset({"FAILED", "NODE_FAIL"})
+# squeue shows COMPLETING whatever a job will be next; with one of these reasons it will be FAILED or
+# NODE_FAIL (a cancelled job has none, one out of time TimeLimit). Its orphaned steps can take seconds to end.
+DEATHS = ("NonZeroExitCode", "JobLaunchFailure", "NodeDown", "RaisedSignal")
+
+
+def treat(victim: Victim, job: Job | None, may: bool, now: float, start: float = 0.0) -> Step:
+    """The next step for a job that a fault touched. `may`: its node is out and the site wants requeues;
+    `start`: when its wait may be ended at the earliest (see `earliest`).
+
+    A live job goes as its urgency says. One that died of the fault (FAILED or NODE_FAIL, within 120 s of the
+    first evidence, the same run) is brought back too. Nothing else is ever resurrected.
+    """
+    if job is None:
+        return Settle("Slurm no longer knows it")
+    if victim.urgency is Urgency.NONE:
+        return Settle("left alone")
+    if job.restarts > victim.restarts:
+        return _follow(victim, job, may, now, start)
+    if job.restarts < victim.restarts:
+        return Settle("another job has its number")
+    if job.completing and not job.reason.startswith(DEATHS):
+        return Wait(hot=True)
+    if job.state in LIVE:
+        return _live(victim, job, may, now)
+    if job.state in DIED or job.completing:
+        if not victim.since - SLACK - 1 <= job.ended <= victim.since + DIES_WITHIN:
+            return Settle("failed for its own reasons")
+        return _back(job, may, incomplete=False)
+    if job.state == "PENDING":
+        return Wait()
+    return Settle(f"{job.state}: not ours to bring back")
+
+
+def _live(victim: Victim, job: Job, may: bool, now: float) -> Step:
+    if victim.urgency is Urgency.NOW:
+        return _back(job, may, incomplete=True)
+    if now - victim.since > DIES_WITHIN:
+        return Settle("left to finish")
+    return Wait()
+
+
+def _back(job: Job, may: bool, incomplete: bool) -> Step:
+    if not job.batch:
+        return Settle("interactive: Slurm cannot requeue it")
+    if not job.requeueable:
+        return Settle("its owner wants no requeue (--no-requeue)")
+    return Requeue(incomplete) if may else Wait()
+
+
+def _follow(victim: Victim, job: Job, may: bool, now: float, start: float) -> Step:
+    """After its requeue, by us or by Slurm."""
+    if job.state == "PENDING" and not job.completing:
+        if job.reason == HELD_BY_PROLOG:
+            return Release() if victim.refused or victim.requeued else Settle("held after a failed prolog")
+        if not (victim.requeued or victim.refused):
+            return Settle("requeued by somebody else")
+        if "Held" in job.reason or "held" in job.reason:
+            return Settle(f"held by somebody else: {job.reason}")
+        # A begin time is a wait to end; the start that backfill plans looks alike, but has another reason.
+        if job.begins > now + 1 and (not victim.started or job.reason == "BeginTime"):
+            return _end_wait(victim, now, start)
+        return Wait(hot=now - max(victim.requeued, victim.refused) < 30)
+    if not (victim.requeued or victim.refused):
+        return Settle("requeued by somebody else")
+    if job.completing:
+        return Wait(hot=True)
+    if runs(job):
+        if victim.running and now - victim.running >= CONFIRM:
+            return Ran()
+        return Wait(hot=True)
+    if job.state in LIVE:
+        return Wait(hot=True)
+    if job.state in DIED and not victim.ran and job.ended - job.started <= SLACK and victim.tries < LAUNCHES:
+        return Requeue(incomplete=False) if may else Wait()
+    return Ran() if job.state == "COMPLETED" else Settle(f"{job.state} after its requeue")
+
+
+def runs(job: Job) -> bool:
+    """Whether its prologs are done and its batch step was sent off."""
+    return job.state in LIVE and job.state != "CONFIGURING" and job.reason != "Prolog"
+
+
+def earliest(victim: Victim, job: Job, completing: float, forgets_slowly: bool) -> float:
+    """When the wait of a requeued job may be ended: in a later whole second than its requeue, else slurmd
+    takes the new credential for the revoked one and the job dies at its launch.
+
+    Where slurmd forgets slowly, a job that may get some of its nodes again waits 2 s from when it was last
+    seen COMPLETING, so that their prologs run.
+    """
+    requeued = max(victim.requeued, victim.refused)
+    if forgets_slowly and job.size > 1:
+        return math.floor(max(requeued, completing)) + 2.0
+    return math.floor(requeued) + 1.0
+
+
+def _end_wait(victim: Victim, now: float, start: float) -> Step:
+    """Once. Slurm loses it without a word while the job is COMPLETING, so it is sent again after 3 s."""
+    if now < start or (victim.started and now - victim.started < 3):
+        return Wait(hot=True)
+    return StartNow()
+
+
+def verdict(findings: Iterable[Severity], refuse: str) -> str:
+    """The word for the verdict file: `bad` is the controller's decision, never an observation."""
+    if refuse:
+        return "bad"
+    return "warn" if any(severity > Severity.OK for severity in findings) else "ok"

@@ -1,0 +1,1 @@
+"""Where results go: the verdict file of a node."""

@@ -1,0 +1,331 @@
+"""What passes between a node and the controller, and who may say it.
+
+JSON over HTTP/1.1. Each request carries `Authorization: <method> <credential>` over its method, target and
+body, so that nothing of it can be changed or used twice. Unknown fields are ignored and missing ones have
+defaults: an older node is understood.
+
+    POST /v1/report     a NodeReport; the answer is a Decision, and the receipt for what was reported
+    POST /v1/decision   {"node", "known"}: answered when the Decision is no longer `known`, or after 25 s
+    GET  /v1/status  /v1/incidents  /v1/incidents/<id>  /v1/jobs/<id>
+    POST /v1/incidents/<id>/close  /v1/pause  /v1/unpause
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from slurm_health.model import Card, Finding, Severity, Urgency
+
+VERSION = 1
+LIMIT = 1 << 20  # bytes of one request: 1,000 findings of the largest kind fit
+WORDS = 1000  # longest text in a message; longer ones are cut by the sender and refused by the receiver
+MANY = 500  # findings, cards or moments in one report
+LARGEST = 1e11  # seconds: a time is before the year 5138, and no id of Slurm's is longer
+LONG_POLL = 25.0  # seconds: below the 30 s at which a heartbeat is due
+HEARTBEAT = 30.0
+
+
+class Refused(Exception):
+    """A credential that does not hold, in words for the log."""
+
+
+class Malformed(ValueError):
+    """A message that cannot be what it says it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """All that a node has to say: what is new, what stands, which jobs it has seen.
+
+    `opened` holds findings not yet receipted, `standing` the moments of all lasting findings that hold now
+    (what the controller has open and is not in it has cleared), `blind` the probes that brought nothing.
+    """
+
+    node: str
+    boot: str = ""
+    sent: float = 0.0
+    opened: tuple[Finding, ...] = ()
+    standing: tuple[str, ...] = ()
+    cards: tuple[Card, ...] = ()
+    blind: dict[str, str] = field(default_factory=dict)
+    verdict: str = ""
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the controller wants of a node: the words with which to refuse jobs, or "" to accept them.
+
+    `note` is for the verdict of a node that takes jobs although something is wrong with it.
+    """
+
+    refuse: str = ""
+    note: str = ""
+    mode: str = "observe"
+
+    @property
+    def version(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def encode(message: Any) -> bytes:
+    """A message as JSON. Severity and Urgency go by their names."""
+    return json.dumps(plain(message), separators=(",", ":")).encode()
+
+
+def plain(message: Any) -> dict[str, Any]:
+    return asdict(message, dict_factory=_by_name)
+
+
+def _by_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Severity) else value for key, value in pairs}
+
+
+def finding(table: Mapping[str, Any]) -> Finding:
+    return Finding(
+        code=text_field(table, "code", 40, required=True),
+        severity=Severity[_choice(table, "severity", [s.name.lower() for s in Severity], "warning").upper()],
+        device=text_field(table, "device", 100),
+        text=text_field(table, "text", WORDS),
+        evidence=text_field(table, "evidence", WORDS),
+        job=Urgency(_choice(table, "job", list(Urgency), Urgency.NONE)),
+        since=_number(table, "since"),
+        moment=text_field(table, "moment", 300, required=True),
+        lasting=bool(table.get("lasting", True)),
+    )
+
+
+def card(table: Mapping[str, Any]) -> Card:
+    devices = table.get("devices")
+    if devices is not None:
+        if not isinstance(devices, list) or len(devices) > 256:
+            raise Malformed("devices: not a short list")
+        devices = tuple(text_field({"": device}, "", 100) for device in devices)
+    return Card(
+        job=int(_number(table, "job")),
+        restarts=int(_number(table, "restarts")),
+        uid=int(_number(table, "uid")),
+        devices=devices,
+        started=_number(table, "started"),
+        ended=_number(table, "ended"),
+        refused=_number(table, "refused"),
+    )
+
+
+def node_report(body: bytes) -> NodeReport:
+    """The report in `body`; Malformed says what is wrong with it."""
+    table = json_object(body)
+    blind = table.get("blind", {})
+    if not isinstance(blind, dict) or len(blind) > 100:
+        raise Malformed("blind: not a small table")
+    return NodeReport(
+        node=text_field(table, "node", 256, required=True),
+        boot=text_field(table, "boot", 64),
+        sent=_number(table, "sent"),
+        opened=tuple(finding(item) for item in _list(table, "opened")),
+        standing=tuple(text_field({"": item}, "", 300) for item in _list(table, "standing")),
+        cards=tuple(card(item) for item in _list(table, "cards")),
+        blind={clean(key)[:100]: clean(str(value)) for key, value in blind.items()},
+        verdict=text_field(table, "verdict", WORDS),
+        version=int(_number(table, "version", VERSION)),
+    )
+
+
+def decision(body: bytes) -> Decision:
+    table = json_object(body)
+    return Decision(
+        refuse=text_field(table, "refuse", WORDS),
+        note=text_field(table, "note", WORDS),
+        mode=text_field(table, "mode", 20) or "observe",
+    )
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`; Malformed when it is anything else."""
+    try:
+        table = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise Malformed("not a JSON object")
+    return table
+
+
+def text_field(table: Mapping[str, Any], key: str, longest: int, required: bool = False) -> str:
+    """A printable text of `table`, "" where there is none; Malformed when it is anything else."""
+    value = table.get(key, "")
+    if not isinstance(value, str) or len(value) > longest or (required and not value):
+        raise Malformed(f"{key or 'item'}: not a text of {int(required)} to {longest} characters")
+    if not value.isprintable():
+        raise Malformed(f"{key or 'item'}: holds unprintable characters")
+    return value
+
+
+def _number(table: Mapping[str, Any], key: str, default: float = 0.0) -> float:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
+        raise Malformed(f"{key}: not a number from 0 to {LARGEST:.0f}")
+    return value
+
+
+def _choice(table: Mapping[str, Any], key: str, choices: list[Any], default: str) -> str:
+    value = table.get(key, default)
+    if value not in choices:
+        raise Malformed(f"{key}: not one of {', '.join(choices)}")
+    return str(value)
+
+
+def _list(table: Mapping[str, Any], key: str) -> list[Any]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or len(value) > MANY:
+        raise Malformed(f"{key}: not a list of at most {MANY}")
+    if key in ("opened", "cards") and not all(isinstance(item, dict) for item in value):
+        raise Malformed(f"{key}: not a list of objects")
+    return value
+
+
+def clean(text: str) -> str:
+    """`text` as a message may carry it: printable, at most WORDS characters."""
+    return "".join(c if c.isprintable() else " " for c in text)[:WORDS]
+
+
+# Who says it
+
+
+class Signature(Protocol):
+    """One way to sign a request and to tell who signed it."""
+
+    def sign(self, payload: bytes) -> str:
+        """The value of the Authorization header."""
+
+    def signer(self, header: str, payload: bytes) -> int:
+        """The uid that signed `payload`; Refused when nobody did, or not just now, or not just once."""
+
+
+def payload(method: str, target: str, body: bytes) -> bytes:
+    """What is signed: a digest over the whole request."""
+    return hashlib.sha256(f"{method} {target}\n".encode() + body).hexdigest().encode()
+
+
+class Munge:
+    """MUNGE credentials through libmunge (munge(3)); munged itself refuses old and replayed ones."""
+
+    SOCKET = 8  # MUNGE_OPT_SOCKET in munge.h
+
+    def __init__(self, socket: str = "") -> None:
+        name = ctypes.util.find_library("munge") or "libmunge.so.2"
+        try:
+            self.library = ctypes.CDLL(name)
+        except OSError as error:
+            raise Refused(f"libmunge cannot be loaded ({error}); install it (Debian: libmunge2)") from None
+        self.library.munge_ctx_create.restype = ctypes.c_void_p
+        self.library.munge_strerror.restype = ctypes.c_char_p
+        self.free = ctypes.CDLL(None).free
+        self.free.argtypes = [ctypes.c_void_p]
+        self.socket = socket.encode()
+
+    def _context(self) -> ctypes.c_void_p:
+        context = ctypes.c_void_p(self.library.munge_ctx_create())
+        if self.socket:
+            self.library.munge_ctx_set(context, self.SOCKET, ctypes.c_char_p(self.socket))
+        return context
+
+    def _words(self, error: int) -> str:
+        return f"MUNGE: {self.library.munge_strerror(error).decode()}"
+
+    def sign(self, payload: bytes) -> str:
+        context, credential = self._context(), ctypes.c_void_p()
+        try:
+            error = self.library.munge_encode(ctypes.byref(credential), context, payload, len(payload))
+            if error:
+                raise Refused(self._words(error))
+            text = ctypes.string_at(credential)
+            return f"MUNGE {text.decode()}"
+        finally:
+            self.free(credential)
+            self.library.munge_ctx_destroy(context)
+
+    def signer(self, header: str, payload: bytes) -> int:
+        scheme, _, credential = header.partition(" ")
+        if scheme != "MUNGE" or not credential.isascii():
+            raise Refused(
+                "no MUNGE credential" if not header else f"a credential of another kind: {scheme[:20]!r}"
+            )
+        context, signed = self._context(), ctypes.c_void_p()
+        length, uid, gid = ctypes.c_int(), ctypes.c_uint32(), ctypes.c_uint32()
+        try:
+            error = self.library.munge_decode(
+                credential.encode(), context, *map(ctypes.byref, (signed, length, uid, gid))
+            )
+            if error:
+                raise Refused(self._words(error))
+            if ctypes.string_at(signed, length.value) != payload:
+                raise Refused("a credential for another message")
+            return uid.value
+        finally:
+            self.free(signed)
+            self.library.munge_ctx_destroy(context)
+
+
+class Hmac:
+    """HMAC-SHA256 with a key file that only root can read, so the signer counts as uid 0."""
+
+    LIFETIME = 300.0  # seconds, MUNGE's default
+
+    def __init__(self, key_file: str) -> None:
+        file = Path(key_file)
+        try:
+            mode, self.key = file.stat().st_mode, file.read_bytes().strip()
+        except OSError as error:
+            raise Refused(f"{file}: {error.strerror}") from None
+        if mode & 0o077:
+            raise Refused(f"{file}: readable by others than its owner; chmod 600 it")
+        if len(self.key) < 32:
+            raise Refused(f"{file}: the key is shorter than 32 bytes; make one with: openssl rand -hex 32")
+        self.seen: dict[str, float] = {}  # oldest first
+        self.lock = threading.Lock()  # over `seen`: the controller asks from many threads
+
+    def _seal(self, stamp: str, payload: bytes) -> str:
+        return hmac.new(self.key, stamp.encode() + b"\n" + payload, hashlib.sha256).hexdigest()
+
+    def sign(self, payload: bytes) -> str:
+        stamp = f"{time.time():.3f}:{secrets.token_hex(12)}"
+        return f"HMAC {stamp}:{self._seal(stamp, payload)}"
+
+    def signer(self, header: str, payload: bytes) -> int:
+        scheme, _, credential = header.partition(" ")
+        stamp, _, seal = credential.rpartition(":")
+        if (
+            scheme != "HMAC"
+            or not header.isascii()
+            or not hmac.compare_digest(seal, self._seal(stamp, payload))
+        ):
+            raise Refused("no HMAC of ours over this message")
+        now, signed = time.time(), float(stamp.partition(":")[0])
+        if abs(now - signed) > self.LIFETIME:
+            raise Refused(f"signed {now - signed:.0f} s ago")
+        with self.lock:
+            # Twice: what a fast clock signed in our future holds that much longer.
+            while self.seen and now - self.seen[oldest := next(iter(self.seen))] > 2 * self.LIFETIME:
+                del self.seen[oldest]
+            if stamp in self.seen:
+                raise Refused("a replay")
+            self.seen[stamp] = now
+        return 0
+
+
+def signature(method: str, munge_socket: str = "", key_file: str = "") -> Signature:
+    """The way of signing that the site's [auth] names."""
+    return Hmac(key_file) if method == "hmac" else Munge(munge_socket or os.environ.get("MUNGE_SOCKET", ""))

@@ -1,0 +1,440 @@
+"""The node's daemon on a fake machine: what it says, when, and what it survives.
+
+The controller is played by a small HTTP server; NVML by the fake library, where a compiler is installed.
+"""
+
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from test_link import Controller, wait
+
+from slurm_health import config, wire
+from slurm_health.model import Finding, Reading, Report, Severity, Urgency
+from slurm_health.node import ALONE, NodeDaemon
+from slurm_health.sandbox.daemon import await_until, identity
+from slurm_health.sandbox.hardware import Machine
+from slurm_health.sandbox.library import build
+from slurm_health.sinks import verdict as verdict_module
+from slurm_health.wire import Decision
+
+ROOT = Path(__file__).parents[1]
+QUICK = '[probes]\nlinks_every = "100ms"\ngpu_every = "200ms"\ngpu_deadline = "500ms"\n'
+WITHOUT_GPU = "gpu = false\n"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (shutil.which("cc") or shutil.which("gcc")):
+        pytest.skip("no C compiler")
+    return build(tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1")
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Iterator[Controller]:
+    played = Controller(tmp_path / "key")
+    played.start()
+    yield played
+    played.stop()
+
+
+@dataclass
+class Daemon:
+    """`slurm-health node` as a process, on a machine of 2 GPUs, an InfiniBand and an Ethernet port."""
+
+    folder: Path
+    controller: Controller
+    library: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+    prefix: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.machine = Machine.build(self.folder / "hardware", "n1", gpus=2, ports=1, nics=1)
+        self.run, self.state = self.folder / "run", self.folder / "state"
+        self.log = self.folder / "log"
+        gpu = "" if self.library else WITHOUT_GPU
+        (self.folder / "config.toml").write_text(self.controller.config + QUICK + gpu)
+
+    def start(self) -> None:
+        words = ["node", "--config", f"{self.folder}/config.toml", "--name", "n1", "--root",
+                 f"{self.folder}/hardware", "--run", str(self.run), "--state", str(self.state)]  # fmt: skip
+        env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+        env["SLURM_HEALTH_FAKE_NVML"] = f"{self.folder}/hardware/nvml"
+        if self.library:
+            env["SLURM_HEALTH_NVML_LIBRARY"] = str(self.library)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.prefix, sys.executable, "-m", "slurm_health", *words], env=env, stdout=log, stderr=log
+            )
+
+    def kill(self, number: int = signal.SIGKILL, patience: float = 20.0) -> int:
+        assert self.process
+        self.process.send_signal(number)
+        code = self.process.wait(patience)
+        self.process = None
+        return code
+
+    @property
+    def verdict(self) -> str:
+        """The verdict's line, without its uptime."""
+        try:
+            state, _, rest = (self.run / "verdict").read_text().rstrip("\n").partition(" ")
+        except FileNotFoundError:
+            return ""
+        return f"{state} {rest.partition(' ')[2]}".rstrip()
+
+    def wait_for(self, condition: str) -> None:
+        assert await_until(lambda: re.fullmatch(condition, self.verdict), 30), self.words()
+
+    def words(self) -> str:
+        return f"{self.verdict}\n{self.log.read_text()}"
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, controller: Controller, library: Path) -> Iterator[Daemon]:
+    it = Daemon(tmp_path, controller, library)
+    yield it
+    if it.process:
+        it.kill()
+
+
+@pytest.fixture
+def blind(tmp_path: Path, controller: Controller) -> Iterator[Daemon]:
+    """One without NVML, which starts faster."""
+    it = Daemon(tmp_path, controller)
+    yield it
+    if it.process:
+        it.kill()
+
+
+# -- a life
+
+
+def test_a_fault_from_the_first_line_to_the_end(daemon: Daemon, controller: Controller) -> None:
+    daemon.start()
+    daemon.wait_for("ok")  # the first pass is done
+    wait(lambda: controller.reports)
+    first = controller.reports[0]
+    assert (first.node, first.opened, first.standing) == ("n1", (), ())
+    boot = (daemon.machine.folder / "proc/sys/kernel/random/boot_id").read_text().strip()
+    assert first.boot == boot
+    assert (daemon.run.stat().st_mode & 0o777, (daemon.run / "jobs").stat().st_mode & 0o777) == (0o755, 0o755)
+
+    daemon.machine.inject("xid", gpu=1, code=79)
+    wait(lambda: "GPU_XID_79" in controller.codes)
+    found = next(found for report in controller.reports for found in report.opened)
+    assert (found.severity, found.job, found.lasting) == (Severity.CRITICAL, Urgency.NOW, False)
+    assert found.moment.startswith(f"{boot}/")
+    assert found.evidence.startswith("NVRM: Xid (PCI:0000:2a:00): 79")
+    assert daemon.verdict == "ok"  # that it is bad is not for the node to say
+
+    controller.decide(Decision("GPU_XID_79(0000:2a:00.0) gone", mode="drain"))
+    daemon.wait_for(r"bad GPU_XID_79\(0000:2a:00\.0\) gone")
+    controller.decide(Decision(note="paused by alice"))
+    daemon.wait_for("warn paused by alice")
+    controller.decide(Decision())
+    daemon.wait_for("ok")
+
+    assert daemon.kill(signal.SIGTERM, patience=5) == 0
+    assert not (daemon.run / "gpu-worker.pid").exists()
+    assert (daemon.state / "spool").read_text() == ""
+
+
+def test_a_hung_driver_is_a_finding_and_not_a_hung_daemon(daemon: Daemon, controller: Controller) -> None:
+    daemon.machine.inject("driver-hang")
+    daemon.start()
+    wait(lambda: "GPU_DRIVER_HUNG" in controller.codes)
+    daemon.wait_for("warn GPU_DRIVER_HUNG.*")
+    pid = int((daemon.run / "gpu-worker.pid").read_text().split()[0])
+    assert daemon.kill(signal.SIGTERM, patience=5) == 0
+    assert await_until(lambda: identity(pid) is None, 10)
+
+
+# -- a controller that is away
+
+
+def test_what_was_found_alone_is_told_later(blind: Daemon, controller: Controller) -> None:
+    controller.stop()
+    blind.start()
+    blind.wait_for("ok")
+    blind.machine.inject("xid", gpu=0, code=79)
+    spool = blind.state / "spool"
+    wait(lambda: spool.exists() and "GPU_XID_79" in spool.read_text())
+    blind.kill()  # and it outlives the daemon
+    controller.start()
+    blind.start()
+    wait(lambda: "GPU_XID_79" in controller.codes)
+    wait(lambda: spool.read_text() == "")
+
+
+def test_a_refusal_that_was_not_refused_is_told_at_once(blind: Daemon, controller: Controller) -> None:
+    blind.start()
+    wait(lambda: controller.reports)
+    uptime = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    card = blind.run / "jobs/7.0"
+    card.write_text(f"job=7\nuid=1000\ngpus=\nrestarts=0\nuptime={uptime}\nrefused={uptime}\n")
+    wait(lambda: any(card.refused for report in controller.reports for card in report.cards))
+    [told] = controller.reports[-1].cards
+    assert (told.job, told.uid, told.devices) == (7, 1000, ())
+    assert abs(told.refused - time.time()) < 600
+
+
+# -- kills
+
+
+def told(controller: Controller, code: int) -> bool:
+    return f"GPU_XID_{code}" in controller.codes
+
+
+def test_nothing_is_lost_or_told_twice_over_kills_at_any_moment(
+    blind: Daemon, controller: Controller
+) -> None:
+    chance = random.Random(4711)
+    codes = [79, 48, 95, 94, 64, 74]
+    for code in codes:
+        blind.start()
+        await_until(lambda: blind.verdict, chance.random())  # at any moment, also before it is ready
+        blind.machine.inject("xid", gpu=0, code=code)
+        await_until(partial(told, controller, code), chance.random() * 0.3)
+        blind.kill()
+    blind.start()
+    wait(lambda: set(controller.codes) >= {f"GPU_XID_{code}" for code in codes})
+    wait(lambda: (blind.state / "spool").read_text() == "")
+    found = {(one.code, one.moment) for report in controller.reports for one in report.opened}
+    seen = [code for code, _ in found]
+    assert len(seen) == len(set(seen))  # one occurrence each, however often it was told
+    blind.kill()
+    many = len(controller.reports)
+    (blind.state / "memory.json").unlink()  # which knows for a minute what was just told: not enough
+    blind.start()
+    wait(lambda: len(controller.reports) > many)
+    blind.machine.inject("xid", gpu=1, code=79)
+    wait(lambda: [one.device for report in controller.reports[many:] for one in report.opened])
+    news = [one for report in controller.reports[many:] for one in report.opened]
+    assert {(one.code, one.device) for one in news} == {("GPU_XID_79", "0000:2a:00.0")}
+
+
+def test_a_full_tmpfs_does_not_end_the_daemon(blind: Daemon, controller: Controller) -> None:
+    if os.getuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("only root can mount")
+    mount = 'mount -t tmpfs -o size=32k none "$1" || exit 32; shift; exec "$@"'
+    blind.run.mkdir()
+    blind.prefix = ["unshare", "-m", "sh", "-c", mount, "sh", str(blind.run)]
+    blind.start()
+    assert blind.process
+    inside = Path(f"/proc/{blind.process.pid}/root{blind.run}")
+    wait(lambda: controller.reports or (blind.process and blind.process.poll() is not None))
+    if blind.process.poll() == 32:
+        blind.process = None
+        pytest.skip("mounts are not allowed here")
+    wait(lambda: (inside / "verdict").exists())
+    with (inside / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+        while True:
+            ballast.write(b"x" * 4096)
+    controller.decide(Decision("GPU_XID_79() gone"))
+    wait(lambda: "verdict" in blind.log.read_text() and "No space left" in blind.log.read_text())
+    blind.machine.inject("xid", gpu=0, code=79)
+    wait(lambda: "GPU_XID_79" in controller.codes)  # it goes on observing
+    assert (inside / "verdict").read_text().startswith("ok ")
+    (inside / "ballast").unlink()
+    wait(lambda: (inside / "verdict").read_text().startswith("bad "))
+    assert blind.kill(signal.SIGTERM, patience=5) == 0
+
+
+# -- within the process, where time can be set
+
+
+CRITICAL = Finding("GPU_XID_79", Severity.CRITICAL, "0000:5d:00.0", "gone", moment="b/1", since=1.0)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[NodeDaemon]:
+    """A daemon that is not running: its parts are called one by one."""
+    yield from daemon_in(tmp_path, "")
+
+
+@pytest.fixture
+def wary(tmp_path: Path) -> Iterator[NodeDaemon]:
+    """One of a site where a node that is alone refuses jobs."""
+    yield from daemon_in(tmp_path, 'when_alone = "refuse"\n')
+
+
+def daemon_in(folder: Path, more: str) -> Iterator[NodeDaemon]:
+    hardware = folder / "hardware"
+    if not hardware.exists():
+        Machine.build(hardware, "n1", gpus=2, ports=1, nics=1)
+    (folder / "config.toml").write_text(more + QUICK + WITHOUT_GPU)
+    site = config.load(str(folder / "config.toml"))
+    made = NodeDaemon(site, "n1", str(hardware), folder / "run", folder / "state")
+    made.unseen.clear()
+    made.link.last_heard = time.monotonic()
+    yield made
+    if made.log:
+        made.log.close()
+    for number in (made.wake_read, made.wake_write):
+        os.close(number)
+
+
+def said(daemon: NodeDaemon) -> str:
+    daemon._publish()
+    line = daemon.verdict.path.read_text().split(maxsplit=2)
+    return " ".join([line[0], *line[2:]]).strip()
+
+
+def test_bad_is_the_controllers_word_and_never_the_nodes_own(here: NodeDaemon) -> None:
+    here.standing = (CRITICAL,)
+    assert said(here) == "warn GPU_XID_79(0000:5d:00.0) gone"
+    here.decision = Decision("by the controller's will")
+    assert said(here) == "bad by the controller's will"
+    here.standing = ()
+    assert said(here) == "bad by the controller's will"
+    here.decision = Decision()
+    assert said(here) == "ok"
+
+
+def test_a_decision_lapses_with_the_controllers_silence(here: NodeDaemon) -> None:
+    here.decision = Decision("by the controller's will")
+    here.link.last_heard -= ALONE - 5
+    assert said(here).startswith("bad")
+    here.link.last_heard -= 10
+    assert said(here) == "ok"
+    here.standing = (CRITICAL,)
+    assert said(here) == "warn GPU_XID_79(0000:5d:00.0) gone"
+    here.link.last_heard = time.monotonic()
+    assert said(here).startswith("bad")
+
+
+def test_a_wary_node_refuses_alone_and_only_for_what_is_critical(wary: NodeDaemon) -> None:
+    wary.standing = (CRITICAL,)
+    assert said(wary).startswith("warn")  # the controller is heard and has not refused
+    wary.link.last_heard -= ALONE + 5
+    assert said(wary) == "bad GPU_XID_79(0000:5d:00.0) gone"
+    wary.standing = (Finding("NIC_SLOW", Severity.WARNING, "eth0", "slow", moment="b/2"),)
+    assert said(wary) == "warn NIC_SLOW(eth0) slow"
+    wary.standing = ()
+    assert said(wary) == "ok"
+
+
+def test_before_the_first_pass_nothing_is_known(here: NodeDaemon) -> None:
+    here.unseen = {"nic"}
+    here._publish()
+    assert not here.verdict.path.exists()
+    here.decision = Decision("by the controller's will")
+    here._publish()
+    assert here.verdict.path.read_text().startswith("bad ")
+
+
+def test_the_heartbeat_goes_on_while_nothing_changes(
+    here: NodeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(verdict_module, "uptime", lambda: now)
+    written = set()
+    for _ in range(60):
+        here._tick()
+        written.add(int(here.verdict.path.read_text().split()[1]))
+        now += 1
+    stamps = sorted(written)
+    assert stamps[-1] - stamps[0] >= 50
+    assert max(later - earlier for earlier, later in itertools.pairwise(stamps)) <= 10
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\0" * 100, b"{", b"[]", b'{"watch": 7}', b"\xff\xfe", b"b 1 2 3"])
+def test_rubbish_in_the_state_folder_costs_memory_alone(tmp_path: Path, rubbish: bytes) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    for name in ("memory.json", "baseline.json", "cursor", "spool"):
+        (state / name).write_bytes(rubbish)
+    for made in daemon_in(tmp_path, ""):
+        assert said(made) == "ok"
+        assert made.compose().opened == ()
+
+
+def test_a_state_folder_without_room_is_survived(here: NodeDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    for name in (".memory.json", ".cursor", ".baseline.json"):
+        (here.state_dir / name).mkdir()
+    here._remember()
+    here._judge([Reading("kernel.xid", "0000:5d:00.0", 79, "Xid 79", "b/9", time.time())])
+    assert [one.code for one in here.compose().opened] == ["GPU_XID_79"]
+    assert "Is a directory" in caplog.text
+
+
+def test_why_a_probe_is_blind_is_said_once_and_until_it_sees(
+    here: NodeDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        here._report(Report("nic", error="OSError: a line\nfeed"))
+    assert here.compose().blind == {"nic": "OSError: a line feed"}
+    assert len([one for one in caplog.records if one.levelno == logging.WARNING]) == 1
+    here._report(Report("nic"))
+    assert here.compose().blind == {}
+
+
+def test_no_name_that_a_user_chose_keeps_a_report_from_being_heard(
+    blind: Daemon, controller: Controller
+) -> None:
+    blind.start()
+    wait(lambda: controller.reports)
+    line = "NVRM: Xid (PCI:0000:18:00): 13, pid=4711, name={}, Graphics Exception: x"
+    for name in ("a\u200bb", "\u0085", "\u202egpj", "\ue000", "\U000e0001"):
+        blind.machine.inject("kmsg", text=line.format(name))
+    wait(lambda: "GPU_XID_13" in controller.codes)
+    assert all(found.evidence.isprintable() for one in controller.reports for found in one.opened)
+
+
+def test_a_report_is_what_the_wire_takes(here: NodeDaemon) -> None:
+    evidence = "a\x1b[2J\ud800" + "x" * 2000
+    here._judge([Reading("kernel.xid", "0000:5d:00.0", 79, evidence, "b/9", time.time())])
+    report = here.compose()
+    assert wire.node_report(wire.encode(report)).opened[0].code == "GPU_XID_79"
+
+
+def test_more_findings_than_one_report_holds_are_told_in_turn(here: NodeDaemon) -> None:
+    many = wire.MANY + 100
+    here.spool.add([
+        Finding("GPU_XID_79", Severity.CRITICAL, f"d{n}", "gone", moment=f"b/{n}") for n in range(many)
+    ])  # fmt: skip
+    first = here.compose()
+    assert len(first.opened) == wire.MANY
+    here.link.news.clear()
+    here._receipt(first)
+    assert here.link.news.is_set()
+    second = here.compose()
+    assert len(second.opened) == 100
+    assert not {one.moment for one in first.opened} & {one.moment for one in second.opened}
+    here.link.news.clear()
+    here._receipt(second)
+    assert not here.link.news.is_set()
+    assert here.compose().opened == ()
+
+
+def test_what_stands_is_not_news_after_a_restart(tmp_path: Path) -> None:
+    port = Reading("infiniband.down", "mlx5_0/1", True, "state DOWN")
+    for made in daemon_in(tmp_path, ""):
+        made.epoch -= 60
+        made._judge([port])
+        made.epoch += 60
+        made._judge([port])
+        [stands] = made.standing
+        assert [one.moment for one in made.compose().opened] == [stands.moment]
+        made._receipt(made.compose())
+        made._remember()
+    for again in daemon_in(tmp_path, ""):
+        assert [one.moment for one in again.standing] == [stands.moment]
+        again._judge([port])
+        report = again.compose()
+        assert (report.opened, report.standing) == ((), (stands.moment,))
+        assert json.loads((tmp_path / "state/memory.json").read_text())

@@ -1,0 +1,703 @@
+"""What follows from what is known: the truth table of a node, the whole life of a job that a fault hurt."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_health import policy
+from slurm_health.model import Card, Incident, Job, Node, Severity, Urgency, Victim
+from slurm_health.policy import (
+    Do,
+    Drained,
+    Judgement,
+    Outlook,
+    Ran,
+    Release,
+    Requeue,
+    Settle,
+    StartNow,
+    Wait,
+)
+
+T = 1_700_000_000.0  # the first evidence
+GPU = "0000:5d:00.0"
+REASON = f"slurm-health: GPU_XID_79({GPU}) GPU has fallen off the bus"
+
+
+def incident(number: int = 1, **changes: Any) -> Incident:
+    return replace(
+        Incident(
+            id=number,
+            node="n1",
+            code="GPU_XID_79",
+            device=GPU,
+            severity=Severity.CRITICAL,
+            job=Urgency.NOW,
+            text="GPU has fallen off the bus",
+            since=T,
+            opened=T,
+            lasting=False,
+        ),
+        **changes,
+    )
+
+
+def node(*flags: str, reason: str = "", since: int = 0) -> Node:
+    return Node("n1", frozenset(flags), reason, since)
+
+
+def judge(
+    state: Node | None,
+    incidents: list[Incident] | None = None,
+    ours: Drained = Drained(),  # noqa: B008 (frozen)
+    attempted: tuple[str, ...] = (),
+    refused: bool = False,
+    mode: str = "requeue",
+    paused: bool = False,
+    spent: str = "",
+) -> Judgement:
+    faults = [incident()] if incidents is None else incidents
+    return policy.judge(state, faults, ours, attempted, Outlook(mode, paused, spent), refused)
+
+
+# -- a node in service
+
+
+@pytest.mark.parametrize(
+    ("mode", "paused", "spent", "flags"),
+    [
+        *product(
+            ("observe", "drain", "requeue"),
+            (False, True),
+            ("", "budget spent"),
+            ({"IDLE"}, {"ALLOCATED"}, {"MIXED"}, {"IDLE", "MAINT"}, {"IDLE", "POWERING_DOWN"}),
+        )
+    ],
+)
+def test_a_node_in_service_is_drained_only_when_nothing_forbids_it(
+    mode: str, paused: bool, spent: str, flags: set[str]
+) -> None:
+    judged = judge(node(*flags), mode=mode, paused=paused, spent=spent)
+    if mode == "observe":
+        assert judged == Judgement(Do.NOTHING, "mode is observe")
+    elif paused:
+        assert judged == Judgement(Do.NOTHING, "paused")
+    elif busy := flags & policy.ELSEWHERE:
+        assert judged == Judgement(Do.NOTHING, f"node is {busy.pop().lower()}")
+    elif spent:
+        assert judged == Judgement(Do.NOTHING, spent)
+    else:
+        assert judged == Judgement(Do.DRAIN, reason=REASON)
+
+
+@pytest.mark.parametrize("flag", sorted(policy.ELSEWHERE))
+def test_a_node_somebody_else_works_on_is_left_alone(flag: str) -> None:
+    assert judge(node("IDLE", flag)) == Judgement(Do.NOTHING, f"node is {flag.lower()}")
+    assert judge(node("IDLE", "PLANNED")).do is Do.DRAIN
+
+
+def test_a_node_that_slurm_does_not_know() -> None:
+    assert judge(None) == Judgement(Do.NOTHING, "Slurm does not know this node")
+    assert judge(None, []) == Judgement(Do.NOTHING)
+
+
+def test_a_well_node_is_nobodys_business() -> None:
+    assert judge(node("IDLE"), []) == Judgement(Do.NOTHING)
+    assert judge(node("IDLE", "DRAIN", reason="disk swap", since=9), []) == Judgement(Do.NOTHING)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"severity": Severity.WARNING}, {"closed": T + 1}, {"acknowledged": T + 1}],
+    ids=["warning", "closed", "acknowledged"],
+)
+def test_only_a_critical_incident_that_nobody_overruled_presses(changes: dict[str, Any]) -> None:
+    assert judge(node("IDLE"), [incident(**changes)]) == Judgement(Do.NOTHING)
+    assert judge(node("IDLE"), [incident(**changes), incident(2, code="GPU_XID_95")]).do is Do.DRAIN
+
+
+def test_the_reason_names_the_first_fault_whatever_the_order() -> None:
+    first = incident(7, code="GPU_XID_48", since=T - 5)
+    for faults in ([first, incident(2)], [incident(2), first]):
+        assert judge(node("IDLE"), faults).reason == first.reason
+    tie = incident(3, code="GPU_XID_95")
+    assert judge(node("IDLE"), [tie, incident(2)]).reason == incident(2).reason
+
+
+def test_a_reason_has_at_most_120_characters_and_is_constant() -> None:
+    long = incident(text="word " * 40)
+    assert len(long.reason) <= 120
+    assert long.reason == long.reason.rstrip()
+    assert incident(id=9, count=40, seen=T + 9).reason == incident().reason
+
+
+# -- a node that is out
+
+
+OURS = Drained(REASON, 1000)
+OUT = [("IDLE", "DRAIN"), ("ALLOCATED", "DRAIN"), ("DOWN",), ("DOWN", "DRAIN"), ("IDLE", "FAIL")]
+
+
+@pytest.mark.parametrize("flags", OUT, ids="+".join)
+@pytest.mark.parametrize("mode", ["observe", "drain", "requeue"])
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("spent", ["", "budget spent"])
+def test_our_drain_stands_whatever_the_outlook(
+    flags: tuple[str, ...], mode: str, paused: bool, spent: str
+) -> None:
+    state = node(*flags, reason=REASON, since=1000)
+    assert judge(state, ours=OURS, mode=mode, paused=paused, spent=spent).do is Do.STAND
+    assert judge(state, [], ours=OURS, mode=mode, paused=paused, spent=spent).do is Do.STAND
+
+
+@pytest.mark.parametrize(
+    ("reason", "since"),
+    [(f"{REASON} - bob looks at it", 1000), (REASON, 1001), ("swap DIMM", 1000), ("", 0)],
+    ids=["added to", "set again", "another", "none"],
+)
+@pytest.mark.parametrize("ours", [OURS, Drained()], ids=["after ours", "never ours"])
+def test_somebody_elses_drain_is_left(reason: str, since: int, ours: Drained) -> None:
+    judged = judge(node("IDLE", "DRAIN", reason=reason, since=since), ours=ours)
+    assert judged == Judgement(Do.LEAVE, f"drained by somebody else: {reason or 'no reason given'}")
+    assert judge(node("IDLE", "DRAIN", reason=reason, since=since), [], ours=ours).do is Do.NOTHING
+
+
+def test_a_node_that_is_down_is_not_called_drained() -> None:
+    assert judge(node("DOWN", reason="Not responding", since=5)) == Judgement(
+        Do.LEAVE, "down: Not responding"
+    )
+
+
+def test_a_drain_of_ours_without_outcome_stands_once_slurm_shows_it() -> None:
+    state = node("IDLE", "DRAIN", reason=REASON, since=1000)
+    assert judge(state, attempted=(REASON,)) == Judgement(Do.STAND, reason=REASON)
+    assert judge(state, attempted=("slurm-health: another",)).do is Do.LEAVE
+
+
+# -- an admin's RESUME
+
+
+@pytest.mark.parametrize("mode", ["observe", "drain", "requeue"])
+@pytest.mark.parametrize("faults", [[], [incident()]], ids=["healed", "broken"])
+def test_a_resume_over_our_heads_is_yielded_to(mode: str, faults: list[Incident]) -> None:
+    judged = judge(node("IDLE"), faults, ours=OURS, mode=mode, paused=True, spent="budget spent")
+    assert judged == Judgement(Do.YIELD, "resumed by an admin")
+
+
+def test_the_end_of_somebody_elses_drain_overrules_what_they_saw() -> None:
+    seen = incident(held=f"{policy.DRAINED_BY_OTHERS}: swap DIMM")
+    assert judge(node("IDLE"), [seen]).do is Do.YIELD
+    assert judge(node("IDLE"), [incident(held="budget spent: 2 of 20")]).do is Do.DRAIN
+    assert judge(node("IDLE"), [incident(held="down: Not responding")]).do is Do.DRAIN
+
+
+@pytest.mark.parametrize("words", sorted(policy.HOOK_REASONS))
+def test_slurms_own_words_are_ours_to_rename_only_when_our_prolog_refused(words: str) -> None:
+    state = node("IDLE", "DRAIN", reason=words, since=1000)
+    assert judge(state, refused=True) == Judgement(Do.DRAIN, reason=REASON)
+    assert judge(state, refused=False) == Judgement(Do.LEAVE, f"drained by somebody else: {words}")
+    assert judge(state, refused=True, mode="observe").do is Do.LEAVE
+    assert judge(node("DOWN", reason=words), refused=True).do is Do.LEAVE
+    after_resume = judge(state, ours=OURS, refused=True)
+    assert after_resume == Judgement(Do.UNDO, "resumed by an admin, then drained for our hook")
+    assert judge(state, ours=OURS, refused=True, mode="observe").do is Do.UNDO
+
+
+# -- when another look is needless, and when a drain is no longer ours
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (node("IDLE", "DRAIN", reason=REASON, since=1000), False),
+        (node("IDLE", "DRAIN", reason=REASON, since=1001), True),
+        (node("IDLE", "DRAIN", reason="swap DIMM", since=1001), True),
+        (node("IDLE", "DRAIN", reason="Prolog error", since=1001), False),
+        (node("IDLE"), False),
+        (None, False),
+    ],
+    ids=["ours", "set again", "another", "hook", "in service", "unknown"],
+)
+def test_a_drain_is_lost_when_somebody_writes_over_it(state: Node | None, expected: bool) -> None:
+    assert policy.lost(OURS, state, Do.LEAVE) is expected
+    assert not policy.lost(OURS, state, Do.STAND)
+    assert not policy.lost(Drained(), state, Do.LEAVE)
+
+
+STOOD = node("IDLE", "DRAIN", reason=REASON, since=1000)
+THEIRS = node("IDLE", "DRAIN", reason="swap DIMM", since=1001)
+LEFT = f"{policy.DRAINED_BY_OTHERS}: swap DIMM"
+
+
+@pytest.mark.parametrize(
+    ("state", "ours", "held", "mode", "expected"),
+    [
+        (STOOD, OURS, "", "drain", True),
+        (THEIRS, OURS, "", "drain", False),
+        (node("IDLE"), OURS, "", "drain", False),
+        (THEIRS, Drained(), LEFT, "drain", True),
+        (THEIRS, Drained(), "", "drain", False),
+        (node("DOWN", reason="x"), Drained(), LEFT, "drain", False),
+        (node("IDLE"), Drained(), LEFT, "drain", False),
+        (node("IDLE"), Drained(), "", "drain", False),
+        (node("IDLE"), Drained(), "mode is observe", "observe", True),
+        (node("IDLE"), Drained(), "mode is observe", "drain", False),
+        (node("IDLE"), Drained(), "", "observe", False),
+        (None, OURS, "", "drain", False),
+    ],
+)
+def test_another_look_is_needless_only_when_it_would_find_nothing_new(
+    state: Node | None, ours: Drained, held: str, mode: str, expected: bool
+) -> None:
+    late = T + policy.DIES_WITHIN + 1
+    faults = [incident(held=held)]
+    assert policy.settled(state, faults, ours, Outlook(mode), late) is expected
+    assert not policy.settled(state, faults, ours, Outlook(mode), T + 60)
+
+
+@pytest.mark.parametrize("ours", [OURS, Drained()])
+@pytest.mark.parametrize("state", [STOOD, THEIRS, node("IDLE"), node("DOWN", reason="x")])
+@pytest.mark.parametrize("held", ["", LEFT, "mode is observe", "paused"])
+@pytest.mark.parametrize("outlook", [Outlook("drain"), Outlook("observe"), Outlook("drain", paused=True)])
+def test_what_is_settled_is_what_judge_would_not_change(
+    ours: Drained, state: Node, held: str, outlook: Outlook
+) -> None:
+    faults = [incident(held=held)]
+    if policy.settled(state, faults, ours, outlook, T + policy.DIES_WITHIN + 1):
+        judged = policy.judge(state, faults, ours, (), outlook, refused=False)
+        assert judged.do in (Do.STAND, Do.LEAVE) or judged == Judgement(Do.NOTHING, held)
+
+
+FLAGS = st.frozensets(
+    st.sampled_from(["IDLE", "ALLOCATED", "DRAIN", "DOWN", "FAIL", "MAINT", "REBOOT"]), max_size=4
+)
+REASONS = st.sampled_from(["", REASON, f"{REASON}!", "Prolog error", "swap DIMM"])
+STATES = st.none() | st.builds(
+    Node, st.just("n1"), FLAGS, REASONS, st.sampled_from([0, 1000, 1001]), st.just("")
+)
+FAULTS = st.lists(
+    st.builds(
+        incident,
+        st.integers(1, 9),
+        severity=st.sampled_from(Severity),
+        since=st.sampled_from([T, T + 1]),
+        closed=st.sampled_from([0.0, T]),
+        acknowledged=st.sampled_from([0.0, T]),
+        held=st.sampled_from(["", "mode is observe", f"{policy.DRAINED_BY_OTHERS}: x"]),
+    ),
+    max_size=4,
+)
+OUTLOOKS = st.builds(
+    Outlook, st.sampled_from(["observe", "drain", "requeue"]), st.booleans(), st.sampled_from(["", "spent"])
+)
+
+
+@given(
+    STATES,
+    FAULTS,
+    st.builds(Drained, REASONS, st.sampled_from([0, 1000])),
+    st.lists(REASONS),
+    OUTLOOKS,
+    st.booleans(),
+)
+def test_what_holds_for_every_node(
+    state: Node | None,
+    faults: list[Incident],
+    ours: Drained,
+    attempted: list[str],
+    outlook: Outlook,
+    refused: bool,
+) -> None:
+    judged = policy.judge(state, faults, ours, attempted, outlook, refused)
+    pressing = [one for one in faults if one.pressing]
+    if judged.do is Do.DRAIN:
+        assert pressing
+        assert outlook.mode != "observe"
+        assert judged.reason in {one.reason for one in pressing}
+        assert state
+        assert not state.out or (refused and state.reason in policy.HOOK_REASONS)
+        if not state.out:
+            assert not (outlook.paused or outlook.spent or state.flags & policy.ELSEWHERE)
+    if judged.do in (Do.STAND, Do.LEAVE, Do.UNDO):
+        assert state
+        assert state.out
+    if judged.do is Do.YIELD:
+        assert state
+        assert not state.out
+    if judged.do is Do.NOTHING and pressing:
+        assert judged.why
+
+
+# -- the budget
+
+
+@pytest.mark.parametrize(
+    ("total", "out", "recent", "refused"),
+    [
+        (4, 0, 0, False),
+        (4, 1, 1, False),
+        (4, 2, 1, True),
+        (4, 1, 2, True),
+        (100, 9, 1, False),
+        (100, 10, 0, True),
+        (100, 5, 2, True),
+        (1000, 99, 19, False),
+        (1000, 99, 20, True),
+        (1000, 100, 0, True),
+        (0, 0, 0, False),
+    ],
+)
+def test_the_larger_of_number_and_percentage_counts(total: int, out: int, recent: int, refused: bool) -> None:
+    assert bool(policy.budget(total, out, recent, 10, 2, 2, 2)) is refused
+
+
+def test_a_budget_of_nothing_drains_nothing() -> None:
+    assert policy.budget(100, 0, 0, 0, 0, 0, 0) == (
+        "budget spent: 0 of 100 nodes are out by us, at most 0 may be"
+    )
+    assert "at most 0 may be in the window" in policy.budget(100, 0, 0, 10, 2, 0, 0)
+
+
+# -- which jobs a fault touches
+
+
+@pytest.mark.parametrize(
+    ("devices", "ended", "expected"),
+    [
+        ((GPU,), 0.0, True),
+        (("0000:18:00.0", GPU), 0.0, True),
+        (("0000:18:00.0",), 0.0, False),
+        ((), 0.0, False),
+        (None, 0.0, False),
+        ((GPU,), T + 1, True),
+        ((GPU,), T - 1, True),
+        ((GPU,), T - 3, False),
+    ],
+    ids=["holds", "holds two", "another", "none", "unknown", "died of it", "second before", "long before"],
+)
+def test_the_holder_of_the_gpu_is_touched(
+    devices: tuple[str, ...] | None, ended: float, expected: bool
+) -> None:
+    card = Card(7, 0, devices=devices, ended=ended)
+    assert policy.touched(incident(), [card]) == ([card] if expected else [])
+
+
+@pytest.mark.parametrize(("ended", "expected"), [(0, True), (T, True), (T - 2, True), (T - 3, False)])
+def test_a_fault_of_the_node_touches_all_that_were_there(ended: float, expected: bool) -> None:
+    assert policy.hurt(incident(since=T + 0.9), Job(7, "7", "FAILED", ended=ended)) is expected
+
+
+OTHER = "0000:18:00.0"
+HELD: dict[int, tuple[str, ...] | None] = {1: (GPU,), 2: (OTHER,), 3: (), 4: None}
+
+
+@pytest.mark.parametrize(
+    ("code", "device", "jobs"),
+    [
+        ("GPU_XID_79", GPU, [1]),
+        ("GPU_MISSING", "", []),
+        ("GPU_DRIVER_HUNG", "", [1, 2]),
+        ("GPU_DRIVER_FAILED", "", [1, 2]),
+        ("NVSWITCH_SXID_12028", "0000:c1:00.0", [1, 2]),
+    ],
+)
+def test_a_fault_of_gpus_touches_who_surely_holds_them(code: str, device: str, jobs: list[int]) -> None:
+    broken = incident(code=code, device=device)
+    assert not policy.everyones(broken)
+    found = policy.touched(broken, [Card(job, 0, devices=devices) for job, devices in HELD.items()])
+    assert [card.job for card in found] == jobs
+
+
+@pytest.mark.parametrize("code", ["IB_PORT_DOWN", "NIC_DOWN", "MEM_ECC_UNCORRECTED", "KERNEL_LOCKUP"])
+def test_a_link_or_the_host_is_everyones(code: str) -> None:
+    assert policy.everyones(incident(code=code, device="mlx5_4/1"))
+
+
+# -- the life of a victim
+
+
+def victim(**changes: Any) -> Victim:
+    return replace(Victim(1, 1, 7, 0, "7", 1000, "n1", Urgency.NOW, T), **changes)
+
+
+def job(state: str = "RUNNING", **changes: Any) -> Job:
+    return replace(Job(7, "7", state, uid=1000, nodes=("n1", "n2"), started=T - 100), **changes)
+
+
+def treat(of: Victim, now_is: Job | None, may: bool = True, after: float = 1.0) -> policy.Step:
+    return policy.treat(of, now_is, may, T + after)
+
+
+def test_a_live_job_whose_device_is_lost_is_requeued_at_once() -> None:
+    for state in policy.LIVE:
+        assert treat(victim(), job(state)) == Requeue(incomplete=True)
+        assert treat(victim(), job(state), may=False) == Wait()
+
+
+@pytest.mark.parametrize("urgency", [Urgency.FINISH, Urgency.CHECKPOINT])
+def test_a_live_job_that_may_finish_is_watched_for_its_death_and_left(urgency: Urgency) -> None:
+    assert treat(victim(urgency=urgency), job()) == Wait()
+    assert treat(victim(urgency=urgency), job(), after=120) == Wait()
+    assert treat(victim(urgency=urgency), job(), after=120.5) == Settle("left to finish")
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED", "PENDING"])
+def test_an_urgency_of_none_leaves_the_job_alone(state: str) -> None:
+    assert treat(victim(urgency=Urgency.NONE), job(state)) == Settle("left alone")
+
+
+@pytest.mark.parametrize("state", sorted(policy.DIED))
+@pytest.mark.parametrize("urgency", [Urgency.NOW, Urgency.FINISH, Urgency.CHECKPOINT])
+@pytest.mark.parametrize(
+    ("died", "counts"),
+    [(0, True), (-1, True), (-3, True), (-4, False), (119, True), (120, True), (121, False)],
+)
+def test_a_death_around_the_fault_is_the_faults(
+    state: str, urgency: Urgency, died: float, counts: bool
+) -> None:
+    step = treat(victim(urgency=urgency), job(state, ended=T + died), after=130)
+    assert step == (Requeue(incomplete=False) if counts else Settle("failed for its own reasons"))
+
+
+def test_a_dead_job_waits_until_its_node_is_out() -> None:
+    assert treat(victim(), job("FAILED", ended=T), may=False) == Wait()
+
+
+@pytest.mark.parametrize(
+    "state", ["CANCELLED", "COMPLETED", "TIMEOUT", "PREEMPTED", "DEADLINE", "OUT_OF_MEMORY", "REVOKED"]
+)
+def test_what_ended_otherwise_is_never_resurrected(state: str) -> None:
+    assert treat(victim(), job(state, ended=T + 1)) == Settle(f"{state}: not ours to bring back")
+
+
+def test_a_job_that_is_still_ending_is_watched_closely() -> None:
+    assert treat(victim(), job("COMPLETING", completing=True, ended=T)) == Wait(hot=True)
+    assert treat(victim(), job("RUNNING", completing=True)) == Wait(hot=True)
+    for reason in ("None", "TimeLimit", "Prolog"):
+        assert treat(victim(), job("COMPLETING", completing=True, reason=reason, ended=T)) == Wait(hot=True)
+
+
+@pytest.mark.parametrize("reason", ["NonZeroExitCode", "JobLaunchFailure", "NodeDown", "RaisedSignal:53(x)"])
+def test_a_death_is_known_before_its_last_step_has_ended(reason: str) -> None:
+    dying = job("COMPLETING", completing=True, reason=reason, ended=T + 1)
+    assert treat(victim(), dying, after=2) == Requeue(incomplete=False)
+    assert treat(victim(), dying, may=False, after=2) == Wait()
+    assert treat(victim(), replace(dying, ended=T - 60)) == Settle("failed for its own reasons")
+    assert treat(victim(), replace(dying, requeueable=False)) == Settle(
+        "its owner wants no requeue (--no-requeue)"
+    )
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_what_cannot_or_shall_not_be_requeued_is_left(state: str) -> None:
+    ended = T if state == "FAILED" else 0.0
+    interactive = job(state, batch=False, ended=ended)
+    unwilling = job(state, requeueable=False, ended=ended)
+    for may in (True, False):
+        assert treat(victim(), interactive, may) == Settle("interactive: Slurm cannot requeue it")
+        assert treat(victim(), unwilling, may) == Settle("its owner wants no requeue (--no-requeue)")
+
+
+def test_what_slurm_forgot_is_settled() -> None:
+    assert treat(victim(), None) == Settle("Slurm no longer knows it")
+
+
+def test_a_lower_restart_count_is_another_job() -> None:
+    assert treat(victim(restarts=2), job(restarts=1)) == Settle("another job has its number")
+
+
+def test_a_job_that_never_started_waits() -> None:
+    assert treat(victim(), job("PENDING")) == Wait()
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "CONFIGURING", "FAILED", "COMPLETED"])
+def test_a_requeue_by_somebody_else_is_theirs(state: str) -> None:
+    step = treat(victim(), job(state, restarts=1, ended=T + 5 if state == "FAILED" else 0.0))
+    assert step == Settle("requeued by somebody else")
+
+
+# after its requeue
+
+
+def back(**changes: Any) -> Victim:
+    return victim(**{"requeued": T + 0.5, **changes})
+
+
+def pending(reason: str = "BeginTime", begins: float = T + 121, **changes: Any) -> Job:
+    return job("PENDING", **{"restarts": 1, "reason": reason, "begins": begins, "nodes": (), **changes})
+
+
+def test_its_wait_is_ended_once_at_the_earliest_moment() -> None:
+    def step(of: Victim, after: float) -> policy.Step:
+        return policy.treat(of, pending(), True, T + after, start=T + 1)
+
+    assert step(back(), 0.6) == Wait(hot=True)
+    assert step(back(), 0.99) == Wait(hot=True)
+    assert step(back(), 1.0) == StartNow()
+    for after in (1.2, 2.0, 3.9):
+        assert step(back(started=T + 1), after) == Wait(hot=True)
+    assert step(back(started=T + 1), 4.0) == StartNow()  # it was lost: the job was COMPLETING
+
+
+@pytest.mark.parametrize("requeued", [0.0, 0.01, 0.5, 0.99])
+def test_the_earliest_moment_is_in_a_later_whole_second(requeued: float) -> None:
+    again = pending(size=2)
+    assert policy.earliest(back(requeued=T + requeued), again, T + 9, forgets_slowly=False) == T + 1
+    assert policy.earliest(victim(refused=T + requeued), again, 0.0, forgets_slowly=False) == T + 1
+
+
+def test_where_slurmd_forgets_slowly_a_job_of_many_nodes_waits_two_seconds_more() -> None:
+    assert policy.earliest(back(), pending(size=1), T + 3.5, forgets_slowly=True) == T + 1
+    assert policy.earliest(back(), pending(size=2), T + 3.5, forgets_slowly=True) == T + 5
+    assert policy.earliest(back(), pending(size=2), 0.0, forgets_slowly=True) == T + 2
+
+
+def test_its_wait_is_not_ended_while_it_completes() -> None:
+    assert treat(back(), pending(completing=True), after=2) == Wait(hot=True)
+
+
+def test_a_start_that_backfill_plans_is_no_wait_of_ours() -> None:
+    planned = pending("Resources", T + 5000)
+    assert treat(back(started=T + 1), planned, after=60) == Wait()
+    assert treat(back(started=T + 1), pending("Priority", T + 5000), after=5) == Wait(hot=True)
+    # Not asked yet, whatever word squeue has for it in the first moment.
+    assert treat(back(), pending("None", T + 121), after=2) == StartNow()
+
+
+def test_a_start_that_is_due_needs_no_help() -> None:
+    assert treat(back(), pending(begins=T + 2.5), after=2) == Wait(hot=True)
+    assert treat(back(), pending("Resources", 0.0), after=29) == Wait(hot=True)
+    assert treat(back(), pending("Resources", 0.0), after=31) == Wait()
+
+
+def test_a_job_held_by_our_prolog_is_released() -> None:
+    held = pending(policy.HELD_BY_PROLOG, 0.0)
+    assert treat(victim(refused=T + 0.2), held) == Release()
+    assert treat(back(), held) == Release()
+    assert treat(victim(), held) == Settle("held after a failed prolog")
+    assert treat(victim(refused=T + 0.2), held, may=False) == Release()
+
+
+@pytest.mark.parametrize("reason", ["JobHeldUser", "JobHeldAdmin", "job requeued in held state"])
+def test_a_job_that_somebody_holds_stays_held(reason: str) -> None:
+    assert treat(back(), pending(reason, 0.0)) == Settle(f"held by somebody else: {reason}")
+
+
+def test_it_ran_again_once_its_batch_step_has_stayed() -> None:
+    again = job("RUNNING", restarts=1, started=T + 2)
+    assert treat(back(), again, after=2) == Wait(hot=True)
+    assert treat(back(running=T + 2), again, after=2.9) == Wait(hot=True)
+    assert treat(back(running=T + 2), again, after=3) == Ran()
+    assert treat(back(), replace(again, state="CONFIGURING"), after=3) == Wait(hot=True)
+    assert treat(back(running=T + 2), replace(again, reason="Prolog"), after=9) == Wait(hot=True)
+    assert treat(back(running=T + 2), replace(again, completing=True), after=9) == Wait(hot=True)
+    assert treat(back(), replace(again, state="COMPLETED", ended=T + 3), after=4) == Ran()
+
+
+def test_a_launch_that_failed_at_once_is_ours_to_repeat_twice() -> None:
+    failed = job("FAILED", restarts=1, started=T + 2, ended=T + 2)
+    assert treat(back(), failed, after=3) == Requeue(incomplete=False)
+    assert treat(back(tries=1), failed, after=3) == Requeue(incomplete=False)
+    assert treat(back(tries=2), failed, after=3) == Settle("FAILED after its requeue")
+    assert treat(back(), failed, may=False, after=3) == Wait()
+    assert treat(back(), replace(failed, ended=T + 60), after=61) == Settle("FAILED after its requeue")
+    assert treat(back(ran=T + 2), failed, after=3) == Settle("FAILED after its requeue")
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"])
+def test_another_end_after_its_requeue_is_its_own(state: str) -> None:
+    ended = job(state, restarts=1, started=T + 2, ended=T + 2)
+    assert treat(back(), ended, after=3) == Settle(f"{state} after its requeue")
+
+
+STATES_OF_JOBS = sorted(
+    policy.LIVE | policy.DIED | {"PENDING", "CANCELLED", "COMPLETED", "TIMEOUT", "COMPLETING", "PREEMPTED"}
+)
+MOMENTS = st.sampled_from([0.0]) | st.floats(T - 300, T + 300)
+VICTIMS = st.builds(
+    victim,
+    urgency=st.sampled_from(Urgency),
+    restarts=st.integers(0, 2),
+    refused=MOMENTS,
+    requeued=MOMENTS,
+    started=MOMENTS,
+    running=MOMENTS,
+    ran=MOMENTS,
+    tries=st.integers(0, 3),
+)
+JOBS = st.builds(
+    job,
+    st.sampled_from(STATES_OF_JOBS),
+    completing=st.booleans(),
+    reason=st.sampled_from(["", "BeginTime", "Resources", "NodeDown", policy.HELD_BY_PROLOG, "Prolog"]),
+    restarts=st.integers(0, 3),
+    batch=st.booleans(),
+    requeueable=st.booleans(),
+    started=MOMENTS,
+    ended=MOMENTS,
+    begins=MOMENTS,
+)
+
+
+@given(VICTIMS, st.none() | JOBS, st.booleans(), st.floats(T - 10, T + 400), MOMENTS)
+def test_what_holds_for_every_job(
+    of: Victim, now_is: Job | None, may: bool, now: float, start: float
+) -> None:
+    step = policy.treat(of, now_is, may, now, start)
+    if isinstance(step, Requeue):
+        assert may
+        assert now_is
+        assert now_is.batch or now_is.restarts > of.restarts
+        assert now_is.restarts >= of.restarts
+        assert of.urgency is not Urgency.NONE
+        if now_is.completing:
+            assert now_is.reason.startswith(policy.DEATHS)
+        else:
+            assert now_is.state in (policy.LIVE if step.incomplete else policy.DIED)
+    if isinstance(step, Release):
+        assert now_is
+        assert (now_is.state, now_is.reason) == ("PENDING", policy.HELD_BY_PROLOG)
+        assert of.refused or of.requeued
+    if isinstance(step, StartNow):
+        assert now_is
+        assert now_is.state == "PENDING"
+        assert not now_is.completing
+        assert now >= start
+    if isinstance(step, Settle):
+        assert step.outcome
+
+
+# -- the verdict's word
+
+
+def test_bad_is_a_decision_and_never_an_observation() -> None:
+    assert policy.verdict([Severity.CRITICAL], "") == "warn"
+    assert policy.verdict([Severity.WARNING], "") == "warn"
+    assert policy.verdict([Severity.OK], "") == "ok"
+    assert policy.verdict([], "") == "ok"
+    assert policy.verdict([], "GPU_XID_79() gone") == "bad"
+
+
+STOOD = policy.Drained("slurm-health: GPU_XID_79(0000:5d:00.0) off the bus", 900)
+
+
+@pytest.mark.parametrize(
+    ("reason", "ours", "card", "expected"),
+    [
+        ("Prolog error", STOOD, Card(7, 0, refused=1000.0), True),
+        ("Prolog error", policy.Drained(), Card(7, 0, refused=1000.0), True),
+        ("Prolog error", STOOD, Card(7, 0, refused=900.0), False),  # before the first evidence
+        ("Prolog error", STOOD, Card(7, 0, ended=1000.0), False),
+        ("Epilog error", STOOD, Card(7, 0, ended=1000.0), True),
+        ("Epilog error", STOOD, Card(7, 0, ended=990.0), False),  # another job's end
+        ("Epilog error", policy.Drained(), Card(7, 0, ended=1000.0), False),  # we had not refused anybody
+        ("bad fan", STOOD, Card(7, 0, ended=1000.0), False),
+    ],
+)
+def test_whose_hook_failed(reason: str, ours: policy.Drained, card: Card, expected: bool) -> None:
+    node = Node("n1", frozenset({"IDLE", "DRAIN"}), reason, since=1001)
+    assert policy.our_hook(node, ours, [card], first=950.0) is expected
