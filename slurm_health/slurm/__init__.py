@@ -1,0 +1,77 @@
+"""What we ask of Slurm and do to it, whatever carries it there.
+
+Every call has a deadline. `Unreachable` means that Slurm did not answer: nothing is known, nothing is done
+now, and it is tried again later. `Rejected` carries Slurm's own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from slurm_health.model import Job, Node
+
+
+class SlurmError(Exception):
+    """A call that brought nothing."""
+
+
+class Unreachable(SlurmError):
+    """No answer by the deadline, or nobody there."""
+
+
+class Rejected(SlurmError):
+    """Slurm answered no, in these words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """SlurmUser's uid, who may report like root; Slurm's release, such as (22, 5). All that differs between
+    releases is named here."""
+
+    user: int
+    release: tuple[int, int]
+
+    @property
+    def forgets_slowly(self) -> bool:
+        """Whether slurmd takes 2 s to forget a revoked run. A run of the same job that comes sooner starts
+        without its prolog on nodes that it had before (slurm_cred.c:_clear_expired_job_states, until 22.05).
+        """
+        return self.release < (23, 2)
+
+
+class Slurm(Protocol):
+    """One way to reach Slurm. Names are Slurm's own; a job is named by its label (see model.Job)."""
+
+    async def nodes(self, names: Iterable[str] = ()) -> dict[str, Node]:
+        """The named nodes, or all; a name that Slurm does not know is absent."""
+
+    async def jobs(self, ids: Iterable[int]) -> dict[int, Job]:
+        """The jobs with these own ids, dead ones too while Slurm remembers them (MinJobAge)."""
+
+    async def jobs_on(self, node: str) -> list[Job]:
+        """The jobs that hold the node, and the dead ones that held it while Slurm remembers them."""
+
+    async def drain(self, names: Iterable[str], reason: str) -> None: ...
+
+    async def resume(self, names: Iterable[str]) -> None: ...
+
+    async def requeue(self, label: str, incomplete: bool) -> None:
+        """`incomplete`: only if it has not ended (a plain requeue resurrects finished jobs)."""
+
+    async def release(self, label: str) -> None: ...
+
+    async def start_now(self, label: str) -> None:
+        """Ends the two-minute wait of a requeued job. Lost without a word while the job is COMPLETING."""
+
+    async def tell(self, label: str, text: str) -> None:
+        """A line in the batch job's stderr."""
+
+    async def comment(self, label: str) -> str:
+        """The job's AdminComment."""
+
+    async def set_comment(self, label: str, text: str) -> None: ...
+
+    async def site(self) -> Site:
+        """What does not change while slurmctld runs."""

@@ -1,0 +1,593 @@
+"""What happened, on disk: incidents, their evidence, the jobs they touched, and every act of ours.
+
+SQLite in WAL by default, any SQLAlchemy URL otherwise. An act is written down before it is done and its
+outcome after, so that a crash in between can be mended by asking Slurm what is true.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from slurm_health.model import Incident, Severity, Urgency, Victim
+from slurm_health.wire import NodeReport
+
+metadata = sa.MetaData()
+
+incidents = sa.Table(
+    "incidents",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("node", sa.String(256), nullable=False),
+    sa.Column("code", sa.String(40), nullable=False),
+    sa.Column("device", sa.String(100), nullable=False),
+    sa.Column("severity", sa.Integer, nullable=False),
+    sa.Column("job", sa.String(12), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("opened", sa.Float, nullable=False),
+    sa.Column("lasting", sa.Boolean, nullable=False),
+    sa.Column("moment", sa.String(300), nullable=False),
+    sa.Column("count", sa.Integer, nullable=False, default=1),
+    sa.Column("seen", sa.Float, nullable=False),
+    sa.Column("cleared", sa.Float, nullable=False, default=0.0),
+    sa.Column("acknowledged", sa.Float, nullable=False, default=0.0),
+    sa.Column("closed", sa.Float, nullable=False, default=0.0),
+    sa.Column("closed_by", sa.Text, nullable=False, default=""),
+    sa.Column("held", sa.Text, nullable=False, default=""),
+)
+sa.Index(
+    "one_open_incident_per_fault",
+    incidents.c.node,
+    incidents.c.code,
+    incidents.c.device,
+    unique=True,
+    sqlite_where=incidents.c.closed == 0,
+    postgresql_where=incidents.c.closed == 0,
+)
+
+evidence = sa.Table(
+    "evidence",
+    metadata,
+    sa.Column("node", sa.String(256), primary_key=True),
+    sa.Column("moment", sa.String(300), primary_key=True),
+    sa.Column("incident", sa.ForeignKey("incidents.id"), nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("line", sa.Text, nullable=False),
+)
+
+actions = sa.Table(
+    "actions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("incident", sa.ForeignKey("incidents.id"), nullable=False, index=True),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("target", sa.String(256), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False, default=""),
+    sa.Column("intended", sa.Float, nullable=False),
+    sa.Column("done", sa.Float, nullable=False, default=0.0),
+    sa.Column("outcome", sa.Text, nullable=False, default=""),
+)
+
+victims = sa.Table(
+    "victims",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("incident", sa.ForeignKey("incidents.id"), nullable=False, index=True),
+    sa.Column("job", sa.BigInteger, nullable=False),
+    sa.Column("restarts", sa.Integer, nullable=False),
+    # Slurm counts job ids from 1 again when its state is lost; a later life of the same id is another job.
+    sa.Column("life", sa.Integer, nullable=False, default=0),
+    sa.Column("label", sa.String(64), nullable=False),
+    sa.Column("uid", sa.BigInteger, nullable=False),
+    sa.Column("node", sa.String(256), nullable=False),
+    sa.Column("urgency", sa.String(12), nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("touched", sa.Float, nullable=False),
+    sa.Column("refused", sa.Float, nullable=False, default=0.0),
+    sa.Column("requeued", sa.Float, nullable=False, default=0.0),
+    sa.Column("started", sa.Float, nullable=False, default=0.0),
+    sa.Column("running", sa.Float, nullable=False, default=0.0),
+    sa.Column("ran", sa.Float, nullable=False, default=0.0),
+    sa.Column("ran_nodes", sa.Text, nullable=False, default=""),
+    sa.Column("settled", sa.Float, nullable=False, default=0.0, index=True),
+    sa.Column("outcome", sa.Text, nullable=False, default=""),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.UniqueConstraint("job", "restarts", "life", name="each_run_once"),
+)
+
+touches = sa.Table(
+    "touches",
+    metadata,
+    sa.Column("incident", sa.ForeignKey("incidents.id"), primary_key=True),
+    sa.Column("victim", sa.ForeignKey("victims.id"), primary_key=True),
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("name", sa.String(256), primary_key=True),
+    sa.Column("boot", sa.String(64), nullable=False, default=""),
+    sa.Column("reported", sa.Float, nullable=False, default=0.0),
+    sa.Column("blind", sa.Text, nullable=False, default=""),
+    # The drain that is ours: its words, Slurm's ReasonTime of it, and when we did it; "" when none is.
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("reason_time", sa.BigInteger, nullable=False, default=0),
+    sa.Column("drained", sa.Float, nullable=False, default=0.0),
+)
+
+pauses = sa.Table(
+    "pauses",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("nodes", sa.Text, nullable=False),  # a hostlist, "" for the whole cluster
+    sa.Column("begins", sa.Float, nullable=False),
+    sa.Column("ends", sa.Float, nullable=False),  # 0: until unpause
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+)
+
+LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
+EVIDENCE = 1000  # lines kept for one incident: a storm must not fill the disk
+
+
+class LedgerError(Exception):
+    """The ledger cannot be opened or used, in words that name it."""
+
+
+class Ledger:
+    """The one writer of the database. Its methods are short transactions."""
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.make_url(url)
+        self.engine = self._connect()
+        try:
+            self._migrate()
+        except (sa.exc.DatabaseError, OSError) as error:
+            if not self._set_aside(error):
+                raise LedgerError(f"{self.url}: {error}") from error
+            self.engine = self._connect()
+            self._migrate()
+
+    def _connect(self) -> Engine:
+        if self.url.drivername.startswith("sqlite") and self.url.database:
+            try:
+                Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LedgerError(f"{self.url.database}: its folder cannot be made: {error}") from error
+        engine = sa.create_engine(self.url)
+        if engine.dialect.name == "sqlite":
+            sa.event.listen(engine, "connect", _pragmas)
+        return engine
+
+    def _migrate(self) -> None:
+        # Half a second of imports that only the controller's start should pay.
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise LedgerError(f"{self.url}: {error}; a newer release may have written it") from error
+
+    def _set_aside(self, error: Exception) -> Path | None:
+        """Move a file that is no database out of the way. It is never deleted."""
+        file = Path(self.url.database or "")
+        words = str(error)
+        if self.engine.dialect.name != "sqlite" or not file.is_file():
+            return None
+        if "malformed" not in words and "not a database" not in words:
+            return None
+        self.engine.dispose()
+        aside = file.with_name(f"{file.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}")
+        for suffix in ("", "-wal", "-shm"):
+            part = file.with_name(file.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        self.aside = aside
+        return aside
+
+    aside: Path | None = None  # where a corrupt ledger was put at this start
+
+    @contextmanager
+    def _transaction(self) -> Any:
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            raise LedgerError(f"{self.url.render_as_string()}: {error.orig}") from error
+
+    # What nodes report
+
+    def take(self, report: NodeReport, now: float) -> list[int]:
+        """Write a report down; the ids of the incidents that it opened, repeated or cleared."""
+        changed: list[int] = []
+        with self._transaction() as connection:
+            _upsert(
+                connection,
+                nodes,
+                {"name": report.node},
+                {
+                    "boot": report.boot,
+                    "reported": now,
+                    "blind": "; ".join(f"{probe}: {why}" for probe, why in sorted(report.blind.items())),
+                },
+            )
+            for found in report.opened:
+                if connection.scalar(
+                    sa.select(evidence.c.incident).filter_by(node=report.node, moment=found.moment)
+                ):
+                    continue  # told before: the receipt was lost
+                changed.append(self._open(connection, report.node, found, now))
+            standing = set(report.standing)
+            lasting = connection.execute(
+                sa.select(
+                    incidents.c.id,
+                    incidents.c.moment,
+                    incidents.c.severity,
+                    incidents.c.acknowledged,
+                    incidents.c.held,
+                ).filter_by(node=report.node, closed=0, cleared=0, lasting=True)
+            ).all()
+            drained = connection.scalar(sa.select(nodes.c.reason).filter_by(name=report.node))
+            for row in lasting:
+                if row.moment not in standing:
+                    changed.append(row.id)
+                    # One that put the node out stays open until the node is back: somebody must look.
+                    ours = row.severity == Severity.CRITICAL and not row.acknowledged and drained
+                    done = {} if ours else {"closed": now, "closed_by": "cleared"}
+                    _update(connection, incidents, row.id, cleared=now, **done)
+        return changed
+
+    def _open(self, connection: Connection, node: str, found: Any, now: float) -> int:
+        same = connection.execute(
+            sa.select(incidents).filter_by(node=node, code=found.code, device=found.device, closed=0)
+        ).first()
+        since = min(found.since or now, now)
+        if same and same.acknowledged:
+            # New evidence after an admin's RESUME is a new incident; the overruled one is history.
+            _update(connection, incidents, same.id, closed=now, closed_by="new evidence")
+            same = None
+        if same:
+            changes = {
+                "count": same._mapping["count"] + 1,
+                "seen": now,
+                "cleared": 0.0,
+                "moment": found.moment,
+            }
+            if found.severity > same.severity:
+                changes |= {"severity": int(found.severity), "job": str(found.job), "text": found.text}
+            _update(connection, incidents, same.id, **changes)
+            number = same.id
+        else:
+            number = _insert(
+                connection,
+                incidents.insert().values(
+                    node=node,
+                    code=found.code,
+                    device=found.device,
+                    severity=int(found.severity),
+                    job=str(found.job),
+                    text=found.text,
+                    since=since,
+                    opened=now,
+                    seen=now,
+                    lasting=found.lasting,
+                    moment=found.moment,
+                ),
+            )
+        line = found.evidence if not same or same._mapping["count"] < EVIDENCE else ""
+        connection.execute(
+            evidence.insert().values(node=node, moment=found.moment, incident=number, at=since, line=line)
+        )
+        return int(number)
+
+    # Incidents
+
+    def open_incidents(self, node: str | None = None, at_least: Severity = Severity.OK) -> list[Incident]:
+        query = sa.select(incidents).filter_by(closed=0).where(incidents.c.severity >= int(at_least))
+        query = query.order_by(incidents.c.id)
+        with self._transaction() as connection:
+            return [
+                _incident(row) for row in connection.execute(query.filter_by(node=node) if node else query)
+            ]
+
+    def incident(self, number: int) -> Incident | None:
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(incidents).filter_by(id=number)).first()
+            return _incident(row) if row else None
+
+    def latest(self, node: str, before: float = 1e12) -> Incident | None:
+        """The last critical incident of a node that was opened before then, open or not."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                sa.select(incidents)
+                .filter_by(node=node, severity=int(Severity.CRITICAL))
+                .where(incidents.c.opened <= before)
+                .order_by(incidents.c.id.desc())
+            ).first()
+            return _incident(row) if row else None
+
+    def acknowledge(self, numbers: Iterable[int], now: float) -> None:
+        """An admin's RESUME overrules these. What cannot end by itself, or has ended, is closed with it."""
+        with self._transaction() as connection:
+            for number in numbers:
+                row = connection.execute(sa.select(incidents).filter_by(id=number)).one()
+                over = not row.lasting or row.cleared
+                done = {"closed": now, "closed_by": "an admin's RESUME"} if over else {}
+                _update(connection, incidents, number, acknowledged=now, held="", **done)
+
+    def close(self, number: int, by: str, now: float) -> None:
+        with self._transaction() as connection:
+            _update(connection, incidents, number, closed=now, closed_by=by)
+
+    def hold(self, number: int, why: str) -> None:
+        """Note why nothing is done about it ("" when something is)."""
+        with self._transaction() as connection:
+            _update(connection, incidents, number, held=why)
+
+    def close_quiet(self, now: float, quiet: float) -> None:
+        """Close what only warned, cannot end by itself, and has not been seen for `quiet` seconds."""
+        with self._transaction() as connection:
+            connection.execute(
+                incidents.update()
+                .where(incidents.c.closed == 0, ~incidents.c.lasting, incidents.c.seen < now - quiet)
+                .where(incidents.c.severity < int(Severity.CRITICAL))
+                .values(closed=now, closed_by="quiet")
+            )
+
+    def forget(self, before: float) -> None:
+        """Drop incidents closed before then, with all that hangs on them."""
+        with self._transaction() as connection:
+            old = sa.select(incidents.c.id).where(incidents.c.closed > 0, incidents.c.closed < before)
+            olds = connection.scalars(old).all()
+            for start in range(0, len(olds), 500):
+                some = olds[start : start + 500]
+                gone = connection.scalars(sa.select(victims.c.id).where(victims.c.incident.in_(some))).all()
+                connection.execute(
+                    touches.delete().where(touches.c.incident.in_(some) | touches.c.victim.in_(gone))
+                )
+                connection.execute(victims.delete().where(victims.c.id.in_(gone)))
+                for table in (evidence, actions):
+                    connection.execute(table.delete().where(table.c.incident.in_(some)))
+                connection.execute(incidents.delete().where(incidents.c.id.in_(some)))
+
+    # Acts
+
+    def intend(self, incident: int, kind: str, target: str, now: float, detail: str = "") -> int:
+        """Write down what is about to be done; its number, for `settle`."""
+        with self._transaction() as connection:
+            return _insert(
+                connection,
+                actions.insert().values(
+                    incident=incident, kind=kind, target=target, detail=detail, intended=now
+                ),
+            )
+
+    def settle(self, action: int, outcome: str, now: float) -> None:
+        with self._transaction() as connection:
+            _update(connection, actions, action, done=now, outcome=outcome)
+
+    def unsettled(self, kind: str, target: str) -> list[Any]:
+        """Acts that were intended and whose outcome is not known: a crash came in between."""
+        with self._transaction() as connection:
+            return list(
+                connection.execute(
+                    sa.select(actions).filter_by(kind=kind, target=target, done=0).order_by(actions.c.id)
+                )
+            )
+
+    def would(self, incident: int, kind: str, target: str, why: str, now: float) -> None:
+        """Write down once what would have been done, and why it is not."""
+        with self._transaction() as connection:
+            told = connection.scalar(
+                sa.select(actions.c.id).filter_by(incident=incident, kind=kind, target=target)
+            )
+            if not told:
+                connection.execute(
+                    actions.insert().values(
+                        incident=incident,
+                        kind=kind,
+                        target=target,
+                        intended=now,
+                        done=now,
+                        outcome=f"not done: {why}",
+                    )
+                )
+
+    def drained_since(self, then: float, under_way: bool = False) -> set[str]:
+        """The nodes that we drained since then, back or not; or only those whose drain is not settled."""
+        query = sa.select(actions.c.target).where(
+            actions.c.kind == "drain", actions.c.intended >= then, ~actions.c.outcome.like("not done%")
+        )
+        with self._transaction() as connection:
+            return set(connection.scalars(query.filter_by(done=0) if under_way else query))
+
+    # Nodes
+
+    def node(self, name: str) -> Any | None:
+        with self._transaction() as connection:
+            return connection.execute(sa.select(nodes).filter_by(name=name)).first()
+
+    def drained(self, name: str, reason: str, reason_time: int, at: float) -> None:
+        """The node is out by us, with these words and this ReasonTime; "" when it no longer is."""
+        with self._transaction() as connection:
+            _upsert(
+                connection,
+                nodes,
+                {"name": name},
+                {"reason": reason, "reason_time": reason_time, "drained": at},
+            )
+
+    def out_by_us(self) -> list[Any]:
+        with self._transaction() as connection:
+            return list(connection.execute(sa.select(nodes).where(nodes.c.reason != "")))
+
+    # Jobs
+
+    def touch(
+        self, incident: Incident, job: int, restarts: int, label: str, uid: int, refused: float, now: float
+    ) -> bool:
+        """Note that the fault touches this run of the job; whether that was news."""
+        with self._transaction() as connection:
+            same = connection.execute(
+                sa.select(victims).filter_by(job=job, restarts=restarts).order_by(victims.c.life.desc())
+            ).first()
+            life = 0
+            if same and same.settled and now - same.touched > LIFE:
+                life, same = same.life + 1, None
+            if same is None:
+                number = _insert(
+                    connection,
+                    victims.insert().values(
+                        incident=incident.id,
+                        job=job,
+                        restarts=restarts,
+                        life=life,
+                        label=label,
+                        uid=uid,
+                        node=incident.node,
+                        urgency=str(incident.job),
+                        since=incident.since,
+                        touched=now,
+                        refused=refused,
+                    ),
+                )
+            else:
+                number = same.id
+                if refused and not same.refused:  # its story is not at the end that it seemed to have
+                    _update(connection, victims, number, refused=refused, settled=0.0, outcome="")
+                if same.urgency != Urgency.NOW and incident.job is Urgency.NOW and not same.settled:
+                    _update(connection, victims, number, urgency=str(Urgency.NOW), since=incident.since)
+            linked = connection.scalar(
+                sa.select(touches.c.victim).filter_by(incident=incident.id, victim=number)
+            )
+            if not linked:
+                connection.execute(touches.insert().values(incident=incident.id, victim=number))
+            return not linked
+
+    def pending_victims(self) -> list[Victim]:
+        """The jobs whose story is not at its end."""
+        with self._transaction() as connection:
+            return [_victim(row) for row in connection.execute(sa.select(victims).filter_by(settled=0))]
+
+    def victim(self, number: int, **changes: Any) -> None:
+        with self._transaction() as connection:
+            _update(connection, victims, number, **changes)
+
+    # Pauses
+
+    def pause(self, hostlist: str, ends: float, reason: str, by: str, now: float) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                pauses.insert().values(nodes=hostlist, begins=now, ends=ends, reason=reason, by=by)
+            )
+
+    def unpause(self, hostlist: str) -> int:
+        """Lift the pauses of exactly this hostlist; how many there were."""
+        with self._transaction() as connection:
+            return int(connection.execute(pauses.delete().where(pauses.c.nodes == hostlist)).rowcount)
+
+    def pauses(self, now: float) -> list[Any]:
+        with self._transaction() as connection:
+            return list(
+                connection.execute(sa.select(pauses).where((pauses.c.ends == 0) | (pauses.c.ends > now)))
+            )
+
+    # Stories, for people
+
+    def stories(
+        self,
+        wanted: Sequence[int] | None = None,
+        node: str = "",
+        job: int = 0,
+        every: bool = False,
+        limit: int = 200,
+    ) -> list[dict[str, Any]]:
+        """Whole incidents, newest first: evidence, jobs and acts. Times are seconds since the epoch."""
+        query = sa.select(incidents).order_by(incidents.c.id.desc()).limit(limit)
+        if wanted is not None:
+            query = query.where(incidents.c.id.in_(wanted))
+        elif not every:
+            query = query.filter_by(closed=0)
+        if node:
+            query = query.filter_by(node=node)
+        if job:
+            of_job = sa.select(touches.c.incident).join(victims, victims.c.id == touches.c.victim)
+            query = query.where(incidents.c.id.in_(of_job.where(victims.c.job == job)))
+        with self._transaction() as connection:
+            found = [dict(row._mapping) for row in connection.execute(query)]
+            numbers = [row["id"] for row in found]
+            lines = _by_incident(connection, evidence, numbers, evidence.c.at)
+            acts = _by_incident(connection, actions, numbers, actions.c.id)
+            touched: dict[int, list[dict[str, Any]]] = {}
+            for row in connection.execute(
+                sa.select(touches.c.incident.label("of"), victims)
+                .join(victims, victims.c.id == touches.c.victim)
+                .where(touches.c.incident.in_(numbers))
+                .order_by(victims.c.id)
+            ):
+                touched.setdefault(row.of, []).append(dict(row._mapping))
+        for row in found:
+            row["evidence"] = [
+                {"at": line["at"], "line": line["line"]} for line in lines.get(row["id"], []) if line["line"]
+            ]
+            row["actions"] = acts.get(row["id"], [])
+            row["jobs"] = touched.get(row["id"], [])
+        return found
+
+
+def _by_incident(
+    connection: Connection, table: sa.Table, numbers: Sequence[int], order: Any
+) -> dict[int, list[Any]]:
+    found: dict[int, list[Any]] = {}
+    for row in connection.execute(sa.select(table).where(table.c.incident.in_(numbers)).order_by(order)):
+        found.setdefault(row.incident, []).append(dict(row._mapping))
+    return found
+
+
+def _pragmas(connection: sqlite3.Connection, _: Any) -> None:
+    # busy_timeout first, so that a reader's lock cannot make the switch to WAL fail.
+    for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _insert(connection: Connection, insert: sa.Insert) -> int:
+    """Run it; the new row's number."""
+    key = connection.execute(insert).inserted_primary_key
+    assert key
+    return int(key[0])
+
+
+def _update(connection: Connection, table: sa.Table, number: int, **changes: Any) -> None:
+    connection.execute(table.update().where(table.c.id == number).values(**changes))
+
+
+def _upsert(
+    connection: Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    if not connection.execute(table.update().filter_by(**key).values(**values)).rowcount:
+        connection.execute(table.insert().values(**key, **values))
+
+
+def _incident(row: Any) -> Incident:
+    values = {field.name: row._mapping[field.name] for field in fields(Incident)}
+    return Incident(**values | {"severity": Severity(row.severity), "job": Urgency(row.job)})
+
+
+def _victim(row: Any) -> Victim:
+    values = {field.name: row._mapping[field.name] for field in fields(Victim)}
+    return Victim(**values | {"urgency": Urgency(row.urgency)})

@@ -1,0 +1,241 @@
+"""Slurm through its own commands: scontrol, squeue and sinfo, with one-line formats and deadlines.
+
+Fields that a user can fill (job names, comments, paths) are never asked for in the same line as others, so
+that nobody can forge one (`scontrol show job` prints `JobName=x JobState=FAILED` as it comes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import signal
+from collections.abc import Iterable
+from datetime import datetime
+
+from ClusterShell.NodeSet import NodeSet
+
+from slurm_health.model import Job, Node
+from slurm_health.slurm import Rejected, Site, SlurmError, Unreachable
+
+# `Field:|` prints the field in full and then the bar (squeue(1), --Format: type[:[.][size][suffix]]).
+JOB_FIELDS = (
+    "JobID",
+    "ArrayJobID",
+    "ArrayTaskID",
+    "HetJobID",
+    "State",
+    "Reason",
+    "RestartCnt",
+    "UserID",
+    "BatchFlag",
+    "Requeue",
+    "NumNodes",
+    "StartTime",
+    "EndTime",
+    "NodeList",
+)
+NODE_FIELDS = ("NodeList", "StateComplete", "Timestamp", "NodeAddr", "Reason")
+# What squeue says when no job has the id: not an error to us. Same words in 22.05 to 26.05.
+NO_SUCH_JOB = "Invalid job id specified"
+RELEASE = re.compile(r"(\d+)\.(\d+)")
+SILENT = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Zero Bytes were transmitted",
+    "Connection refused",
+    "Connection reset",
+    "Transport endpoint",
+)
+# What changes, like a site's SQUEUE_*, what is printed, and in which words.
+HABITS = {"SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SLURM_BITSTR_LEN", "SLURM_JSON", "SLURM_YAML"}
+
+
+def _format(fields: Iterable[str]) -> str:
+    return ",".join(f"{field}:|" for field in fields)
+
+
+def moment(text: str) -> float:
+    """Slurm's local ISO time as seconds since the epoch; 0 for "N/A", "NONE", "Unknown"."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def job(line: str) -> Job:
+    """A job from squeue's line of JOB_FIELDS."""
+    own, array, task, het, state, reason, *numbers, start, end, nodes, _ = line.split("|")
+    restarts, uid, batch, requeue, size = numbers
+    if het.isdigit() and int(het):
+        label = het
+    elif task.isdigit():
+        label = f"{array}_{task}"
+    else:
+        label = own
+    pending = state == "PENDING"
+    return Job(
+        id=int(own),
+        label=label,
+        state=state,
+        completing=state == "COMPLETING",
+        reason=reason,
+        restarts=int(restarts),
+        uid=int(uid),
+        batch=batch == "1",
+        requeueable=requeue == "1",
+        size=int(size) if size.isdigit() else 1,
+        nodes=() if pending else tuple(NodeSet(nodes)),
+        started=0.0 if pending else moment(start),
+        ended=moment(end),
+        begins=moment(start) if pending else 0.0,
+    )
+
+
+def node(line: str) -> Node:
+    """A node from sinfo's line of NODE_FIELDS; the reason comes last, since it may hold a bar."""
+    name, state, since, address, reason = line.split("|", 4)
+    reason = reason.removesuffix("|")
+    return Node(
+        name=name,
+        flags=frozenset(word.upper().rstrip("*~#!%$@^-") for word in state.split("+")),
+        reason="" if reason == "none" else reason,
+        since=int(moment(since)),
+        address=address,
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a command and what it started: a site's wrapper may be what we called, and hold its output open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):  # what hangs in the kernel is not waited for
+        await asyncio.wait_for(process.communicate(), 1.0)
+
+
+class Commands:
+    """Slurm by its commands. `bin` names their folder, else PATH; `conf` slurm.conf, else Slurm's own way."""
+
+    name = "commands"
+
+    def __init__(self, conf: str = "", bin: str = "", deadline: float = 10.0) -> None:  # noqa: A002
+        self.deadline = deadline
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in HABITS and not key.startswith(("SQUEUE_", "SINFO_", "SCONTROL_"))
+        } | {"LC_ALL": "C"}
+        if conf:
+            self.environment["SLURM_CONF"] = conf
+        self.bin = bin
+        self.calls = 0
+
+    def _program(self, name: str) -> str:
+        found = shutil.which(name, path=self.bin or None)
+        if not found:
+            raise SlurmError(f"{name} not found in {self.bin or 'PATH'}; install Slurm's client commands")
+        return found
+
+    async def _run(self, name: str, *arguments: str) -> str:
+        self.calls += 1
+        program = self._program(name)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self.environment,
+                process_group=0,
+            )
+        except OSError as error:
+            raise SlurmError(f"{program}: {error.strerror}") from error
+        answered = False
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), self.deadline)
+            answered = True
+        except TimeoutError:
+            raise Unreachable(f"{name}: no answer in {self.deadline:g} s") from None
+        finally:
+            if not answered:
+                await _end(process)
+        words = err.decode(errors="replace").strip()
+        if process.returncode:
+            what = f"{name} {' '.join(arguments[:3])}: {words or f'exit {process.returncode}'}"
+            raise Unreachable(what) if any(sign in words for sign in SILENT) else Rejected(what)
+        return out.decode(errors="replace")
+
+    async def nodes(self, names: Iterable[str] = ()) -> dict[str, Node]:
+        wanted = NodeSet.fromlist(list(names))
+        only = ("-n", str(wanted)) if wanted else ()
+        out = await self._run("sinfo", "-h", "-N", *only, "-O", _format(NODE_FIELDS))
+        # A reason may hold a line feed; what follows it is no node.
+        lines = [line for line in out.splitlines() if line.count("|") >= len(NODE_FIELDS) - 1]
+        return {found.name: found for found in map(node, lines)}
+
+    async def _jobs(self, *which: str) -> list[Job]:
+        try:
+            out = await self._run("squeue", "-h", "-t", "all", *which, "-O", _format(JOB_FIELDS))
+        except Rejected as error:
+            if NO_SUCH_JOB in str(error):
+                return []
+            raise
+        # Pending tasks of an array share one line whose id is the array's; they hold no node and no card.
+        return [job(line) for line in out.splitlines() if line.count("|") == len(JOB_FIELDS)]
+
+    async def jobs(self, ids: Iterable[int]) -> dict[int, Job]:
+        wanted = set(ids)
+        if not wanted:
+            return {}
+        found = await self._jobs("-j", ",".join(map(str, sorted(wanted))))
+        return {one.id: one for one in found if one.id in wanted}
+
+    async def jobs_on(self, node: str) -> list[Job]:
+        return await self._jobs("-w", node)
+
+    async def drain(self, names: Iterable[str], reason: str) -> None:
+        where = str(NodeSet.fromlist(list(names)))
+        await self._run("scontrol", "update", f"NodeName={where}", "State=DRAIN", f"Reason={reason}")
+
+    async def resume(self, names: Iterable[str]) -> None:
+        where = str(NodeSet.fromlist(list(names)))
+        await self._run("scontrol", "update", f"NodeName={where}", "State=RESUME")
+
+    async def requeue(self, label: str, incomplete: bool) -> None:
+        await self._run("scontrol", "requeue", *(["Incomplete"] if incomplete else []), label)
+
+    async def release(self, label: str) -> None:
+        await self._run("scontrol", "release", label)
+
+    async def start_now(self, label: str) -> None:
+        await self._run("scontrol", "update", f"JobId={label}", "StartTime=now")
+
+    async def tell(self, label: str, text: str) -> None:
+        await self._run("scontrol", "notify", label, text)
+
+    async def comment(self, label: str) -> str:
+        lines = await self._run("squeue", "-h", "-t", "all", "-j", label, "-O", "admin_comment:4096")
+        text = lines.split("\n", 1)[0].strip()
+        return "" if text == "(null)" else text
+
+    async def set_comment(self, label: str, text: str) -> None:
+        await self._run("scontrol", "update", f"JobId={label}", f"AdminComment={text}")
+
+    async def site(self) -> Site:
+        said: dict[str, str] = {}
+        for line in (await self._run("scontrol", "show", "config")).splitlines():
+            key, _, value = line.partition("=")
+            said[key.strip()] = value.strip()
+        user = said.get("SlurmUser", "").partition("(")[0]
+        release = RELEASE.match(said.get("SLURM_VERSION", ""))
+        if not user or not release:
+            raise SlurmError("scontrol show config names no SlurmUser and no SLURM_VERSION")
+        try:
+            uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+        except KeyError:
+            raise SlurmError(f"SlurmUser {user} is unknown on this host") from None
+        return Site(uid, (int(release[1]), int(release[2])))
