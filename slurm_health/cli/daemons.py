@@ -1,0 +1,95 @@
+"""The two daemons."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from slurm_health.cli.shell import EX_UNAVAILABLE, config_option, hostname, load_config, root_option
+
+
+def _log(verbose: bool) -> None:
+    """To standard error with the level as journald reads it (sd-daemon(3)); plain on a terminal."""
+    levels = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+    class Journal(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            mark = f"<{levels.get(record.levelno, 6)}>"
+            return "\n".join(mark + line for line in super().format(record).splitlines())
+
+    handler = logging.StreamHandler()
+    under_systemd = "JOURNAL_STREAM" in os.environ
+    handler.setFormatter(
+        Journal("%(message)s")
+        if under_systemd
+        else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class CannotStart(click.ClickException):
+    """Its exit status must not read as a sick node."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+@click.command()
+@config_option
+@root_option
+@click.option("--name", help="This node's name in Slurm; else the host's short name.")
+@click.option("--run", "run_dir", type=click.Path(path_type=Path), help="Verdict and cards; else run_dir.")
+@click.option(
+    "--state", "state_dir", type=click.Path(path_type=Path), help="Outlives a restart; else state_dir."
+)
+@click.option("--verbose", is_flag=True, help="Log more.")
+def node(
+    config_file: str | None,
+    root: str,
+    name: str | None,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    verbose: bool,
+) -> None:
+    """Run the node's daemon: sense, judge, report, keep the verdict for the prolog."""
+    from slurm_health.node import NodeDaemon
+
+    config = load_config(config_file)
+    _log(verbose)
+    try:
+        daemon = NodeDaemon(
+            config, name or hostname(), root, run_dir or config.run_dir, state_dir or config.state_dir
+        )
+    except OSError as error:
+        raise CannotStart(f"{error.filename}: {error.strerror}") from None
+    daemon.run()
+
+
+@click.command()
+@config_option
+@click.option("--verbose", is_flag=True, help="Log more.")
+def controller(config_file: str | None, verbose: bool) -> None:
+    """Run the controller beside slurmctld: decide, act, remember, answer."""
+    import asyncio
+
+    from slurm_health.controller import Controller
+    from slurm_health.ledger import Ledger, LedgerError
+    from slurm_health.slurm.scontrol import Commands
+    from slurm_health.web import serve
+    from slurm_health.wire import Refused
+
+    config = load_config(config_file)
+    _log(verbose)
+    try:
+        ledger = Ledger(config.ledger.url)
+        if ledger.aside:
+            logging.error("the ledger was corrupt: it lies in %s now, a new one was begun", ledger.aside)
+        slurm = Commands(config.slurm.conf, config.slurm.bin, config.slurm.deadline)
+        asyncio.run(serve(config, ledger, Controller(config, ledger, slurm)))
+    except (LedgerError, Refused) as error:
+        raise CannotStart(str(error)) from None
+    except OSError as error:
+        raise CannotStart(f"cannot serve on port {config.address[1]}: {error.strerror}") from None

@@ -1,0 +1,173 @@
+"""Commands that look at this machine or at a file, and ask nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slurm_health.cli.shell import (
+    EX_CONFIG,
+    LEVELS,
+    Group,
+    config_option,
+    hostname,
+    json_option,
+    load_config,
+    root_option,
+    show,
+)
+
+
+@click.command()
+@json_option
+@config_option
+@root_option
+@click.option("--node", "name", help="Which [[nodes]] sections apply; else this host's name.")
+def scan(as_json: bool, config_file: str | None, root: str, name: str | None) -> None:
+    """Look at this machine once: no root, no Slurm, nothing is changed.
+
+    Exit status: 0 ok, 1 warning, 2 critical, 3 unknown (a probe could not tell).
+    """
+    from dataclasses import replace
+
+    from slurm_health import rules, scan
+    from slurm_health.baseline import Expectations
+    from slurm_health.host import Host
+
+    config = load_config(config_file)
+    if not Path(root).is_dir():
+        raise click.UsageError(f"--root {root}: no such folder")
+    name = name or hostname()
+    library = os.environ.get("SLURM_HEALTH_NVML_LIBRARY", "")
+    seen = scan.scan(Host(root), Expectations(**config.expected(name)), rules.load(config.rule), library)
+    seen = replace(seen, node=name)
+    show(seen.json() if as_json else seen, as_json, scan.Scan.text)
+    sys.exit(LEVELS[seen.verdict])
+
+
+@click.command()
+@json_option
+def probes(as_json: bool) -> None:
+    """List the probes and the codes that come of them."""
+    from slurm_health.probes import PROBES
+
+    rows = [{"probe": probe.name, "about": probe.about, "codes": list(probe.codes)} for probe in PROBES]
+    show(
+        rows,
+        as_json,
+        lambda rows: "\n\n".join(
+            f"{row['probe']}: {row['about']}\n  {', '.join(row['codes'])}" for row in rows
+        ),
+    )
+
+
+@click.command()
+@click.argument("code", required=False)
+def explain(code: str | None) -> None:
+    """Say what CODE means, how it is seen, what is done about it; without CODE, list them all."""
+    from slurm_health import explain
+
+    if code is None:
+        click.echo("\n".join(explain.codes()))
+        return
+    try:
+        click.echo(explain.page(code.upper()))
+    except KeyError as error:
+        raise click.UsageError(str(error.args[0])) from None
+
+
+@click.command()
+@click.option(
+    "--kmsg",
+    "file",
+    required=True,
+    type=click.File("r", errors="replace"),
+    help="A kernel log: raw /dev/kmsg, dmesg (plain, -T, --time-format iso) or journalctl short-iso.",
+)
+@json_option
+@config_option
+def replay(file: Any, as_json: bool, config_file: str | None) -> None:
+    """Read a kernel log as the node daemon would, and print the hardware events in it."""
+    from slurm_health import replay, rules
+
+    config = load_config(config_file)
+    many = 0
+    for event in replay.replay(file, rules.load(config.rule)):
+        many += 1
+        if as_json:
+            click.echo(json.dumps(event))
+        else:
+            fault = f"{event['code']}({event['device']})"
+            click.echo(f"{event['line']:>6}  {event['severity']:8}  {fault}  {event['text']}")
+    if not as_json:
+        click.echo(f"{many} hardware events", err=True)
+
+
+@click.group(cls=Group)
+def config() -> None:
+    """Check, show and begin the configuration."""
+
+
+@config.command("check")
+@config_option
+def config_check(config_file: str | None) -> None:
+    """Name every mistake with its file and path; exit 78 if there is one."""
+    from slurm_health import config
+
+    load_config(config_file)
+    file = config.path(config_file)
+    click.echo(f"{file}: no mistakes" if file.exists() else f"{file} does not exist: the defaults hold")
+
+
+@config.command("show")
+@json_option
+@config_option
+def config_show(as_json: bool, config_file: str | None) -> None:
+    """Print what is in force, and which file each value came from."""
+    from slurm_health import config
+
+    try:
+        values, origins = config.read(config_file)
+    except config.ConfigError as error:
+        for mistake in error.mistakes:
+            click.echo(mistake, err=True)
+        sys.exit(EX_CONFIG)
+    said = values.model_dump(mode="json")
+    if as_json:
+        click.echo(json.dumps(said, indent=1))
+        return
+    rows = sorted(_flat(said).items())
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        click.echo(f"{key.ljust(width)} = {json.dumps(value):24} # {origins.get(key, 'default')}")
+
+
+@config.command("generate")
+@root_option
+@click.option("--match", help="For which nodes; else this host.")
+def config_generate(root: str, match: str | None) -> None:
+    """Print the [[nodes]] section that expects what this machine has. Run it on a healthy node."""
+    from slurm_health import baseline, rules, scan
+    from slurm_health.host import Host
+
+    library = os.environ.get("SLURM_HEALTH_NVML_LIBRARY", "")
+    seen = scan.scan(Host(root), baseline.Expectations(), rules.load(), library)
+    if seen.verdict not in ("ok", "warning"):
+        click.echo(seen.text(), err=True)
+        raise click.ClickException("this machine is not healthy: what it lacks would be expected of none")
+    learned = baseline.Baseline()
+    for report in seen.reports:
+        learned, _ = baseline.learn(learned, report)
+    click.echo(baseline.section(learned, match or hostname()))
+
+
+def _flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return flat

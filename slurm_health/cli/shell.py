@@ -1,0 +1,70 @@
+"""What all commands share: options, exit statuses, how errors and results are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+# Exit status: health (as Nagios has it) below 4, our own troubles from sysexits.h above.
+LEVELS = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
+EX_USAGE = 64
+EX_UNAVAILABLE = 69
+EX_CONFIG = 78
+
+
+class Group(click.Group):
+    """Usage errors exit with 64: a typo must never read as a sick node."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options | {"standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help())
+            sys.exit(EX_USAGE)
+        except click.UsageError as error:
+            error.show()
+            sys.exit(EX_USAGE)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+config_option = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="The configuration; else $SLURM_HEALTH_CONFIG, else /etc/slurm-health/config.toml.",
+)
+root_option = click.option(
+    "--root", default="/", metavar="DIR", help="Read DIR/sys, DIR/proc, DIR/dev/kmsg, not this machine's."
+)
+
+
+def load_config(config_file: str | None) -> Any:
+    from slurm_health import config
+
+    try:
+        return config.load(config_file)
+    except config.ConfigError as error:
+        for mistake in error.mistakes:
+            click.echo(mistake, err=True)
+        sys.exit(EX_CONFIG)
+
+
+def show(value: Any, as_json: bool, words: Callable[[Any], str]) -> None:
+    click.echo(json.dumps(value, indent=1) if as_json else words(value))
+
+
+def hostname() -> str:
+    """The node's name in Slurm, which is the host's up to the first dot (slurmd(8) -N)."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]

@@ -1,0 +1,164 @@
+"""What people read: tables and stories made of the same values that `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from slurm_health.duration import words
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns wide enough for what is in them; the last one runs free."""
+    lines = [list(head), *([str(cell) if cell is not None else "-" for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def clock(iso: str | None) -> str:
+    """A moment of a story: the day where it is not today, and the time to a tenth of a second."""
+    if not iso:
+        return "-"
+    at = datetime.fromisoformat(iso)
+    day = "" if at.date() == datetime.now().astimezone().date() else f"{at:%Y-%m-%d} "
+    return f"{day}{at:%H:%M:%S}.{at.microsecond // 100_000}"
+
+
+def fault(row: dict[str, Any]) -> str:
+    return f"{row['code']}({row['device']})"
+
+
+def status(said: dict[str, Any]) -> str:
+    """The cluster in a few lines; troubled nodes one by one."""
+    controller = said["controller"]
+    lines = [
+        f"controller {controller['address']}  version {controller['version']}  mode {controller['mode']}"
+        f"  Slurm by {said['slurm']['backend']}",
+        f"nodes      {said['nodes']}, reporting {said['reporting']}"
+        + (f", silent {said['silent']}" if said["silent"] else "")
+        + (f", drained by us {said['drained']}" if said["drained"] else ""),
+    ]
+    if said["slurm"]["trouble"]:
+        lines.append(f"Slurm      does not answer: {said['slurm']['trouble']}")
+    for pause in said["pauses"]:
+        until = f"until {clock(pause['until'])}" if pause["until"] else "until `slurm-health unpause`"
+        lines.append(
+            f"paused     {pause['nodes'] or 'the whole cluster'} {until} by {pause['by']}: {pause['reason']}"
+        )
+    rows = [
+        (
+            node["node"],
+            one["severity"],
+            one["id"],
+            fault(one),
+            clock(one["since"]),
+            "drained"
+            if node["drained"]
+            else "overruled by an admin"
+            if one["acknowledged"]
+            else one["held"] or "watched",
+            one["text"],
+        )
+        for node in said["troubled"]
+        for one in node["incidents"]
+    ]
+    if rows:
+        lines += ["", table(("NODE", "SEVERITY", "ID", "FAULT", "SINCE", "NODE IS", "WHAT"), rows)]
+        if more := said["open_incidents"] - len(rows):
+            lines.append(f"and {more} more: `slurm-health incidents --json`")
+    else:
+        lines.append("all well   no open incident")
+    return "\n".join(lines)
+
+
+def incidents(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no incidents"
+    return table(
+        ("ID", "NODE", "FAULT", "SEVERITY", "STATE", "SINCE", "DRAINED", "JOBS", "RAN AGAIN", "WHAT"),
+        [
+            (
+                row["id"],
+                row["node"],
+                fault(row),
+                row["severity"],
+                row["state"],
+                clock(row["since"]),
+                _after(row["seconds_to_drained"]),
+                ",".join(job["job"] for job in row["jobs"]) or "-",
+                _after(row["seconds_to_running"]),
+                row["text"] + (f" (seen {row['count']} times)" if row["count"] > 1 else ""),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _after(seconds: float | None) -> str:
+    return "-" if seconds is None else f"+{words(seconds)}"
+
+
+def story(row: dict[str, Any]) -> str:
+    """One incident from first evidence to the end, in the order in which it happened."""
+    lines = [
+        f"incident {row['id']}  {row['node']}  {fault(row)}  {row['severity']}, {row['state']}",
+        f"  {row['text']}",
+    ]
+    if row["held"]:
+        lines.append(f"  nothing was done to the node: {row['held']}")
+    lines += ["", "evidence"]
+    lines += [f"  {clock(one['at'])}  {one['line']}" for one in row["evidence"]]
+    if row["count"] > len(row["evidence"]):
+        lines.append(f"  seen {row['count']} times in all")
+    lines += ["", "what happened"]
+    lines += [f"  {clock(at)}  {_offset(row['since'], at)}  {what}" for at, what in timeline(row)]
+    for job in row["jobs"]:
+        end = (
+            f"ran again on {job['nodes']} after {words(job['seconds_to_running'])}"
+            if job["running"]
+            else job["outcome"]
+        )
+        lines.append(f"  job {job['job']} of {job['user']}: {end or 'is being followed'}")
+    return "\n".join(lines)
+
+
+def _offset(since: str, at: str) -> str:
+    span = (datetime.fromisoformat(at) - datetime.fromisoformat(since)).total_seconds()
+    return f"{span:+7.2f} s" if abs(span) < 1000 else " " * 9
+
+
+def timeline(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(when, what) of an incident, oldest first."""
+    said = {
+        "drain": "drain {target}",
+        "requeue": "requeue job {target}",
+        "release": "release job {target}",
+        "start": "end the wait of job {target}",
+        "tell": "tell job {target}'s owner",
+        "resume": "resume {target}",
+    }
+    events = [(row["since"], "fault"), (row["opened"], "incident opened")]
+    for act in row["actions"]:
+        what = said.get(act["kind"], act["kind"] + " {target}").format(**act)
+        events.append((act["done"] or act["intended"], f"{what}: {act['outcome'] or 'under way'}"))
+    for job in row["jobs"]:
+        if job["refused"]:
+            events.append((job["refused"], f"job {job['job']} refused by the prolog"))
+        if job["running"]:
+            events.append((job["running"], f"job {job['job']} runs again on {job['nodes']}"))
+    for key, what in (("cleared", "fault is gone"), ("acknowledged", "overruled by an admin's RESUME")):
+        if row[key]:
+            events.append((row[key], what))
+    if row["closed"]:
+        events.append((row["closed"], f"closed: {row['closed_by']}"))
+    return sorted(events)
+
+
+def job(number: str, rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return f"no incident touched job {number}"
+    return "\n\n".join(story(row) for row in sorted(rows, key=lambda row: row["id"]))
