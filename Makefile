@@ -1,0 +1,52 @@
+# Everything from a bare Debian 12: `make demo`, `make test`. As root it installs what is missing, else it says so.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast bench lint packages clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+demo: packages $(VENV)/.installed ## break a GPU under a job on a real Slurm with fake hardware, watch the job come back
+	@$(BIN)/slurm-health sandbox demo
+
+test: packages $(VENV)/.installed ## all tests, those on a real Slurm included (root)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.installed ## the tests that need no Slurm and no root
+	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+
+bench: packages $(VENV)/.installed ## all measurements, about an hour; prints markdown
+	$(BIN)/python bench/prolog.py
+	$(BIN)/python bench/node.py
+	$(BIN)/python bench/requeue.py
+
+lint: $(VENV)/.linters ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy slurm_health
+
+clean: ## remove what make and pytest made here; installed packages stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python without its venv module makes half a folder: start from nothing.
+$(VENV)/.installed: setup.py | python
+	@echo "setting up $(VENV)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.PHONY: python
+python:
+	@PYTHON='$(PYTHON)' .ci/packages python
+
+packages:
+	@PYTHON='$(PYTHON)' .ci/packages slurm

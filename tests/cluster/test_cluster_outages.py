@@ -1,0 +1,80 @@
+"""Whoever of us or of Slurm was away when it happened: it is made good, and done once."""
+
+import signal
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+
+def acts(incident, kind):
+    return [act["outcome"] for act in incident["actions"] if act["kind"] == kind]
+
+
+def all_followed_once(cluster, job, node, code):
+    cluster.until(lambda: len(cluster.runs(job)), 2)
+    assert cluster.reason(node).startswith(f"slurm-health: {code}(")
+    incident = cluster.ran_again(code=code)
+    assert incident["count"] == len(incident["evidence"]) == 1
+    assert acts(incident, "drain") == acts(incident, "requeue") == ["done"]
+    assert [(one["job"], one["outcome"]) for one in incident["jobs"]] == [(job, "runs again")]
+    assert len(cluster.incidents()) == 1
+    assert len(cluster.runs(job)) == 2
+    assert cluster.restarts(job) == 1
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["lives_on", "dies_with_it"])
+def test_the_controller_was_down(cluster, kill):
+    job = cluster.running("sleep 300", "--gpus=8")
+    [node] = cluster.nodes_of(job)
+    cluster.box.stop("controller")
+    code = cluster.xid(node, kill=kill)
+    if kill:
+        cluster.until(lambda: cluster.state(job), "FAILED")
+    spool = cluster.box.layout.node(node) / "state/spool"
+    cluster.until(spool.read_text, lambda text: code in text)
+    cluster.start("controller")
+    all_followed_once(cluster, job, node, code)
+
+
+def test_the_controller_is_killed_at_each_step(cluster):
+    job = cluster.running("sleep 300", "--gpus=8")
+    [node] = cluster.nodes_of(job)
+    code = cluster.xid(node)
+    for milestone in (
+        lambda: cluster.reason(node).startswith("slurm-health"),
+        lambda: cluster.restarts(job) == 1,
+        lambda: len(cluster.runs(job)) == 2,
+    ):
+        cluster.until(milestone, True)
+        cluster.restart("controller", signal.SIGKILL)
+    all_followed_once(cluster, job, node, code)
+
+
+def test_the_nodes_daemon_is_killed_right_after_the_fault(cluster):
+    job = cluster.running("sleep 300", "--gpus=8")
+    [node] = cluster.nodes_of(job)
+    code = cluster.xid(node)
+    cluster.restart(f"node:{node}", signal.SIGKILL)
+    all_followed_once(cluster, job, node, code)
+    cluster.restart(f"node:{node}", signal.SIGKILL)
+    cluster.xid(node, code=13)  # read after what the log still holds
+    cluster.incident(code="GPU_XID_13")
+    assert [one["code"] for one in cluster.incidents()] == [code, "GPU_XID_13"]
+    assert cluster.incident(code=code)["count"] == 1
+
+
+def test_slurmctld_does_not_answer_for_a_while(cluster):
+    job = cluster.running("sleep 300", "--gpus=8")
+    [node] = cluster.nodes_of(job)
+    with cluster.configured('[slurm]\ndeadline = "2s"'):
+        cluster.freeze("slurmctld")
+        code = cluster.xid(node)
+        cluster.until(
+            lambda: cluster.health_json("status")["slurm"]["trouble"], lambda words: "no answer" in words
+        )
+        assert cluster.health("status").returncode == 3
+        cluster.thaw("slurmctld")
+        all_followed_once(cluster, job, node, code)
+        assert [name for name in cluster.names if not cluster.serves(name)] == [node]
+        cluster.until(lambda: cluster.health_json("status")["slurm"]["trouble"], "")
