@@ -1,0 +1,65 @@
+"""The README and the sample configuration say what the code does."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import BaseModel
+
+from slurm_health import config
+from slurm_health.cli import main
+
+TOP = Path(__file__).parent.parent
+README = (TOP / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_each_command_is_in_the_readme(name: str) -> None:
+    command = main.commands[name]
+    table = README[README.index("### Commands") : README.index("### Files")]
+    assert f"`{name}" in table
+    if isinstance(command, click.Group):
+        row = next(line for line in table.splitlines() if f"`{name}" in line)
+        assert all(verb in row for verb in command.commands)
+
+
+def keys(model: type[BaseModel], at: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= keys(inner, f"{at}{name}.")
+        else:
+            found.add(f"{at}{name}")
+    return found
+
+
+def uncommented() -> dict[str, object]:
+    """The sample with every setting switched on: comments that read like TOML are what an admin would try."""
+    lines = []
+    for line in (TOP / "etc/config.toml").read_text().splitlines():
+        line = re.sub(r"^#(?=[a-z_]+ +?=|\[)", "", line)
+        lines.append(line if not line.startswith("#") else "")
+    return tomllib.loads("\n".join(lines))
+
+
+def test_the_sample_shows_each_key_with_its_default() -> None:
+    sample = uncommented()
+    defaults = config.Config().model_dump()
+    shown = set()
+    for name, value in sample.items():
+        if name in ("nodes", "rule"):
+            shown.add(name)
+        elif isinstance(value, dict):
+            shown |= {f"{name}.{key}" for key in value}
+        else:
+            shown.add(name)
+    assert shown == keys(config.Config)
+    given = config.Config.model_validate(
+        {k: v for k, v in sample.items() if k not in ("nodes", "rule", "controller")}
+    )
+    assert given.model_dump() | {"controller": ""} == defaults | {"controller": ""}
