@@ -1,6 +1,8 @@
 """Cards: who holds which GPU is read from them or unknown, never guessed, whatever lies in the folder."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -183,12 +185,23 @@ def test_litter_is_passed_by(littered: Path, tmp_path: Path) -> None:
     assert (tmp_path / "outside").exists()  # nothing behind a link is read, or removed
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root can read everything")
-def test_a_card_that_cannot_be_read_hides_no_other(jobs: Path) -> None:
-    (jobs / "1.0").write_text(WHOLE)
-    (jobs / "1.0").chmod(0)
-    (jobs / "4711.2").write_text(WHOLE)
-    assert CardBox(jobs).read(600) == [CARD]
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root can read everything, so the test is not root for a while."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(me)
+
+
+def test_a_card_that_cannot_be_read_hides_no_other(nobody: None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = Path(folder)
+        (jobs / "1.0").write_text(WHOLE)
+        (jobs / "1.0").chmod(0)
+        (jobs / "4711.2").write_text(WHOLE)
+        assert CardBox(jobs).read(600) == [CARD]
 
 
 # -- times and devices
