@@ -56,11 +56,7 @@ def status(said: dict[str, Any]) -> str:
             one["id"],
             fault(one),
             clock(one["since"]),
-            "drained"
-            if node["drained"]
-            else "overruled by an admin"
-            if one["acknowledged"]
-            else one["held"] or "watched",
+            _standing(node, one),
             one["text"],
         )
         for node in said["troubled"]
@@ -73,6 +69,17 @@ def status(said: dict[str, Any]) -> str:
     else:
         lines.append("all well   no open incident")
     return "\n".join(lines)
+
+
+def _standing(node: dict[str, Any], incident: dict[str, Any]) -> str:
+    """What was done to the node about it, or why nothing was."""
+    if node["drained"]:
+        return "drained"
+    if incident["acknowledged"]:
+        return "in service: an admin's RESUME"
+    if incident["held"].startswith(("drained", "down")):
+        return str(incident["held"])
+    return f"in service: {incident['held'] or incident['severity'] + ' only'}"
 
 
 def incidents(rows: list[dict[str, Any]]) -> str:

@@ -236,7 +236,8 @@ class Door:
         self._must_be_privileged(request)
         folded = _hostlist(wire.json_object(await request.read()))
         many = self.ledger.unpause(folded)
-        return self._look_again(f"{many} pauses of {folded or 'the whole cluster'} lifted")
+        what = f"{many} pause{'' if many == 1 else 's'}"
+        return self._look_again(f"{what} of {folded or 'the whole cluster'} lifted")
 
     def _look_again(self, done: str) -> web.Response:
         for node in {one.node for one in self.ledger.open_incidents()}:

@@ -510,7 +510,7 @@ async def test_pausing_and_unpausing(tmp_path: Path) -> None:
         _, text = await here.ask("POST", "/v1/unpause", {"nodes": "n1"})
         assert json.loads(text) == {"done": "0 pauses of n1 lifted"}
         _, text = await here.ask("POST", "/v1/unpause", {"nodes": "n1,n2"})
-        assert json.loads(text) == {"done": "1 pauses of n[1-2] lifted"}
+        assert json.loads(text) == {"done": "1 pause of n[1-2] lifted"}
         await here.ask("POST", "/v1/pause", {})
         assert [row.ends for row in here.ledger.pauses(time.time())] == [0.0]
 

@@ -183,7 +183,8 @@ def sandbox_env(box: Any) -> None:
         click.echo(f"export {key}={shlex.quote(value)}")
 
 
-@sandbox.command("run", context_settings={"ignore_unknown_options": True})
+# From CMD on everything is CMD's: `run sinfo -h` is no question to us.
+@sandbox.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def sandbox_run(box: Any, command: tuple[str, ...]) -> None:

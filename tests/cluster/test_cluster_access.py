@@ -115,3 +115,9 @@ def test_an_ordinary_user_sees_nodes_and_own_jobs(cluster):
         assert refused.returncode != 0
         assert "may not do this" in refused.stderr
     assert not cluster.incident(device=devices[own])["closed"]
+
+
+def test_the_sandbox_hands_a_command_all_its_options(cluster):
+    done = cluster.health("sandbox", "--dir", str(cluster.box.folder), "run", "sinfo", "-h", "-o", "%n %g")
+    assert "n1 all" in done.stdout.splitlines()
+    assert cluster.health("sandbox", "--dir", str(cluster.box.folder), "run", "false").returncode == 1
