@@ -277,6 +277,7 @@ class Controller:
             self.out.discard(name)
             for one in pressing:
                 if one.held != why_not:
+                    log.error("%s: stays in service with incident %d: %s", name, one.id, why_not)
                     self.ledger.hold(one.id, why_not)
                     self.ledger.would(one.id, "drain", name, why_not, time.time())
             self._decide(name, self._noted(pressing))
