@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 TICK = 2.0  # seconds between looks at nodes that are out by us or should be
 SULK = 60.0  # seconds until a drain that Slurm rejected is tried again
+FRESH = 0.25  # seconds that Slurm's word on a node is acted upon: an admin may act at the same moment
 HOT = 0.1  # seconds between looks at a job that is about to change
 INVENTORY = 60.0  # seconds that the list of Slurm's nodes is believed
 SKEW = 2.0  # seconds that a node's clock may be off ours
@@ -237,7 +238,8 @@ class Controller:
             self.out.discard(name)
             await self._touch_refused(name, cards)
             return
-        if state is None:
+        total = len(await self.nodes()) if pressing else 0
+        if state is None or time.monotonic() - asked > FRESH:
             asked = time.monotonic()
             state = (await self.slurm.nodes([name])).get(name)
             self._rejoice()
@@ -246,7 +248,6 @@ class Controller:
         attempted = {row.detail: row for row in self.ledger.unsettled("drain", name)}
         first = min((one.since for one in pressing), default=0.0)
         refused = policy.our_hook(state, ours, cards, first)
-        total = len(await self.nodes()) if pressing else 0
         # No await from here to the intention: two nodes must not take the budget's last place both.
         outlook = policy.Outlook(
             self.config.mode, self._paused(name), self._spent(name, total) if pressing else ""
