@@ -177,6 +177,8 @@ class Story:
         if resumed := RESUMED.search(self._text()):
             events.append((_on_the_day(resumed[1], began), f"it has resumed from step {resumed[3]}"))
         self.say("")
+        # The fault's time is noted after it is made, a log's is cut to the millisecond: none came before.
+        events = [(max(at, began), words) for at, words in events]
         for at, words in sorted(events, key=lambda event: event[0]):
             clock = at.isoformat(sep=" ", timespec="milliseconds")[11:23]
             self.say(f"  {clock}  {(at - began).total_seconds():+6.2f} s  {words}")
