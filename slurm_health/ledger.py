@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -136,6 +136,7 @@ pauses = sa.Table(
 )
 
 LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
+NO_ANSWER = "no answer"  # the outcome of an act that may have happened, or may yet
 EVIDENCE = 1000  # lines kept for one incident: a storm must not fill the disk
 
 
@@ -203,7 +204,22 @@ class Ledger:
     aside: Path | None = None  # where a corrupt ledger was put at this start
 
     @contextmanager
-    def _transaction(self) -> Any:
+    def together(self) -> Iterator[None]:
+        """Have all that is written inside written at once, or not at all. Nothing may be awaited inside."""
+        with self._transaction() as connection:
+            self.shared = connection
+            try:
+                yield
+            finally:
+                self.shared = None
+
+    shared: Connection | None = None  # the transaction of `together`
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        if self.shared is not None:
+            yield self.shared
+            return
         try:
             with self.engine.begin() as connection:
                 yield connection
@@ -297,13 +313,13 @@ class Ledger:
 
     # Incidents
 
-    def open_incidents(self, node: str | None = None, at_least: Severity = Severity.OK) -> list[Incident]:
-        query = sa.select(incidents).filter_by(closed=0).where(incidents.c.severity >= int(at_least))
-        query = query.order_by(incidents.c.id)
+    def open_incidents(self, nodes: Collection[str] | None = None) -> list[Incident]:
+        """The open incidents of these nodes, or all, oldest first."""
+        query = sa.select(incidents).filter_by(closed=0).order_by(incidents.c.id)
+        if nodes is not None:
+            query = query.where(incidents.c.node.in_(list(nodes)))
         with self._transaction() as connection:
-            return [
-                _incident(row) for row in connection.execute(query.filter_by(node=node) if node else query)
-            ]
+            return [_incident(row) for row in connection.execute(query)]
 
     def incident(self, number: int) -> Incident | None:
         with self._transaction() as connection:
@@ -390,6 +406,15 @@ class Ledger:
                 )
             )
 
+    def attempts(self, kind: str, since: float) -> list[Any]:
+        """Acts whose outcome is not known, and those since then that got no answer: both may yet be done."""
+        query = sa.select(actions).where(
+            actions.c.kind == kind,
+            (actions.c.done == 0) | ((actions.c.outcome == NO_ANSWER) & (actions.c.intended >= since)),
+        )
+        with self._transaction() as connection:
+            return list(connection.execute(query.order_by(actions.c.id)))
+
     def would(self, incident: int, kind: str, target: str, why: str, now: float) -> None:
         """Write down once what would have been done, and why it is not."""
         with self._transaction() as connection:
@@ -417,6 +442,19 @@ class Ledger:
             return set(connection.scalars(query.filter_by(done=0) if under_way else query))
 
     # Nodes
+
+    def nodes_in_question(self, since: float) -> set[str]:
+        """The nodes that are out by us, that should be, or that a drain since then may yet put out."""
+        pressing = sa.select(incidents.c.node).filter_by(
+            closed=0, acknowledged=0, severity=int(Severity.CRITICAL)
+        )
+        with self._transaction() as connection:
+            found = set(connection.scalars(pressing.distinct()))
+        return (
+            found
+            | {row.name for row in self.out_by_us()}
+            | {row.target for row in self.attempts("drain", since)}
+        )
 
     def node(self, name: str) -> Any | None:
         with self._transaction() as connection:

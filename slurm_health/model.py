@@ -180,9 +180,14 @@ class Incident:
         return self.severity is Severity.CRITICAL and not (self.closed or self.acknowledged)
 
     @property
+    def words(self) -> str:
+        """The fault as people read it: the same words for the same fault."""
+        return f"{self.code}({self.device}) {self.text}"
+
+    @property
     def reason(self) -> str:
-        """The drain reason: the same words for the same fault, at most 120 characters."""
-        return f"slurm-health: {self.code}({self.device}) {self.text}".rstrip()[:120].rstrip()
+        """The drain reason, at most 120 characters."""
+        return f"slurm-health: {self.words}".rstrip()[:120].rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def judge(
 ) -> Judgement:
     """What is to be done with a node that has these open incidents.
 
-    `attempted` are the reasons of drains of ours whose outcome is unknown (a crash, or no answer).
+    `attempted` are the reasons of drains of ours that got no answer: they may have happened, or may yet.
     `refused`: a hook that failed on the node was ours (see `our_hook`).
     """
     pressing = [one for one in incidents if one.pressing]
@@ -96,7 +96,7 @@ def judge(
     if ours.reason and not node.out:
         return Judgement(Do.YIELD, "resumed by an admin")
     if not pressing:
-        return Judgement(Do.STAND if is_ours and node.out else Do.NOTHING)
+        return Judgement(Do.STAND if node.out and (is_ours or node.reason in attempted) else Do.NOTHING)
     first = min(pressing, key=lambda one: (one.since, one.id))
     if node.out:
         if is_ours or node.reason in attempted:
@@ -134,21 +134,6 @@ def lost(ours: Drained, node: Node | None, do: Do) -> bool:
     return (node.reason, node.since) != (ours.reason, ours.since) and node.reason not in HOOK_REASONS
 
 
-def settled(
-    node: Node | None, pressing: Iterable[Incident], ours: Drained, outlook: Outlook, now: float
-) -> bool:
-    """Whether another look at the node would find nothing new: what is to be done was done, or is still held
-    up by the same. In the first minutes more jobs may turn out to be touched."""
-    pressing = list(pressing)
-    if node is None or any(now - one.opened <= DIES_WITHIN for one in pressing):
-        return False
-    if ours.reason:
-        return node.out and node.reason == ours.reason and node.since == ours.since
-    if node.out:
-        return all(one.held.startswith(DRAINED_BY_OTHERS) for one in pressing) and "DRAIN" in node.flags
-    return all(one.held and one.held == obstacle(node, outlook) for one in pressing)
-
-
 def obstacle(node: Node, outlook: Outlook) -> str:
     """Why a node in service is not drained though it should be, or ""."""
     if outlook.mode == "observe":
@@ -177,6 +162,27 @@ def budget(
     if recent >= most_recent:
         return f"budget spent: {recent} nodes drained lately, at most {most_recent} may be in the window"
     return ""
+
+
+@dataclass(slots=True)
+class Room:
+    """What the budget leaves: which of the `total` nodes are out by us or about to be, which were drained
+    within the window, and the site's limits on both as (percent, number)."""
+
+    total: int
+    out: set[str]
+    recent: set[str]
+    limit: tuple[float, int]
+    window_limit: tuple[float, int]
+
+    def obstacle(self, name: str) -> str:
+        """Why this node may not be drained on top of the others, or ""."""
+        out, recent = (len(some) - (name in some) for some in (self.out, self.recent))
+        return budget(self.total, out, recent, *self.limit, *self.window_limit)
+
+    def take(self, name: str) -> None:
+        self.out.add(name)
+        self.recent.add(name)
 
 
 def everyones(incident: Incident) -> bool:

@@ -139,7 +139,7 @@ class Door:
         controller, config = self.controller, self.controller.config
         try:
             nodes = await controller.nodes()
-            slurm = controller.trouble
+            slurm = controller.outage.trouble
         except SlurmError as error:
             nodes, slurm = {}, str(error)
         open_incidents = self.ledger.open_incidents()
@@ -240,8 +240,7 @@ class Door:
         return self._look_again(f"{what} of {folded or 'the whole cluster'} lifted")
 
     def _look_again(self, done: str) -> web.Response:
-        for node in {one.node for one in self.ledger.open_incidents()}:
-            self.controller.look_at(node)
+        self.controller.look_at(*{one.node for one in self.ledger.open_incidents()})
         return _json({"done": done})
 
 

@@ -91,7 +91,7 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
-    seat = below("controller", "web", "ledger", "migrations", "slurm")
+    seat = below("controller", "rescue", "outage", "web", "ledger", "migrations", "slurm")
     for module in ("node", "link", "spool", "cards", "client", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
     for module in ("controller", "web", "ledger"):
@@ -135,7 +135,7 @@ LIBRARIES = {
     "pydantic": {"config"},
     "pyslurm": {"slurm.api"},
     "psutil": below("sandbox"),
-    "ClusterShell": {"config", "controller", "web", "gres", "slurm.scontrol", "sandbox.demo"},
+    "ClusterShell": {"config", "rescue", "web", "gres", "slurm.scontrol", "sandbox.demo"},
 }
 
 

@@ -94,7 +94,7 @@ def test_one_fault_on_each_device_and_node(ledger: Ledger) -> None:
                        replace(XID, code="GPU_XID_48", moment="b/3")), T)  # fmt: skip
     ledger.take(replace(report(XID), node="n2"), T)
     assert len(ledger.open_incidents()) == 4
-    assert [one.id for one in ledger.open_incidents("n2")] == [4]
+    assert [one.id for one in ledger.open_incidents(["n2"])] == [4]
 
 
 def test_a_worse_repeat_raises_severity_and_a_milder_one_lowers_nothing(ledger: Ledger) -> None:
@@ -405,7 +405,7 @@ def test_stories_are_newest_first_and_bounded(ledger: Ledger) -> None:
     assert [row["id"] for row in ledger.stories(node="n2")] == [21]
     assert [row["id"] for row in ledger.stories(wanted=[20])] == [20]
     assert ledger.stories(wanted=[99]) == []
-    touch(ledger, ledger.open_incidents("n2")[0], job=4711)
+    touch(ledger, ledger.open_incidents(["n2"])[0], job=4711)
     assert [row["id"] for row in ledger.stories(job=4711, every=True)] == [21]
     assert ledger.stories(job=4712, every=True) == []
 

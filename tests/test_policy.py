@@ -230,48 +230,6 @@ def test_a_drain_is_lost_when_somebody_writes_over_it(state: Node | None, expect
 
 STOOD = node("IDLE", "DRAIN", reason=REASON, since=1000)
 THEIRS = node("IDLE", "DRAIN", reason="swap DIMM", since=1001)
-LEFT = f"{policy.DRAINED_BY_OTHERS}: swap DIMM"
-
-
-@pytest.mark.parametrize(
-    ("state", "ours", "held", "mode", "expected"),
-    [
-        (STOOD, OURS, "", "drain", True),
-        (THEIRS, OURS, "", "drain", False),
-        (node("IDLE"), OURS, "", "drain", False),
-        (THEIRS, Drained(), LEFT, "drain", True),
-        (THEIRS, Drained(), "", "drain", False),
-        (node("DOWN", reason="x"), Drained(), LEFT, "drain", False),
-        (node("IDLE"), Drained(), LEFT, "drain", False),
-        (node("IDLE"), Drained(), "", "drain", False),
-        (node("IDLE"), Drained(), "mode is observe", "observe", True),
-        (node("IDLE"), Drained(), "mode is observe", "drain", False),
-        (node("IDLE"), Drained(), "", "observe", False),
-        (None, OURS, "", "drain", False),
-    ],
-)
-def test_another_look_is_needless_only_when_it_would_find_nothing_new(
-    state: Node | None, ours: Drained, held: str, mode: str, expected: bool
-) -> None:
-    late = T + policy.DIES_WITHIN + 1
-    faults = [incident(held=held)]
-    assert policy.settled(state, faults, ours, Outlook(mode), late) is expected
-    assert not policy.settled(state, faults, ours, Outlook(mode), T + 60)
-
-
-@pytest.mark.parametrize("ours", [OURS, Drained()])
-@pytest.mark.parametrize("state", [STOOD, THEIRS, node("IDLE"), node("DOWN", reason="x")])
-@pytest.mark.parametrize("held", ["", LEFT, "mode is observe", "paused"])
-@pytest.mark.parametrize("outlook", [Outlook("drain"), Outlook("observe"), Outlook("drain", paused=True)])
-def test_what_is_settled_is_what_judge_would_not_change(
-    ours: Drained, state: Node, held: str, outlook: Outlook
-) -> None:
-    faults = [incident(held=held)]
-    if policy.settled(state, faults, ours, outlook, T + policy.DIES_WITHIN + 1):
-        judged = policy.judge(state, faults, ours, (), outlook, refused=False)
-        assert judged.do in (Do.STAND, Do.LEAVE) or judged == Judgement(Do.NOTHING, held)
-
-
 FLAGS = st.frozensets(
     st.sampled_from(["IDLE", "ALLOCATED", "DRAIN", "DOWN", "FAIL", "MAINT", "REBOOT"]), max_size=4
 )

@@ -183,7 +183,7 @@ def bin_(tmp_path: Path) -> Bin:
 CALLS: dict[str, Act] = {
     "nodes": lambda slurm: slurm.nodes(),
     "jobs": lambda slurm: slurm.jobs([7]),
-    "jobs_on": lambda slurm: slurm.jobs_on("n1"),
+    "jobs_on": lambda slurm: slurm.jobs_on(["n1"]),
     "drain": lambda slurm: slurm.drain(["n1"], "x"),
     "resume": lambda slurm: slurm.resume(["n1"]),
     "requeue": lambda slurm: slurm.requeue("7", incomplete=True),

@@ -51,7 +51,7 @@ class FakeSlurm:
         self._answer()
         return {}
 
-    async def jobs_on(self, node: str) -> list[Job]:
+    async def jobs_on(self, names: Iterable[str]) -> list[Job]:
         self._answer()
         return []
 
@@ -128,8 +128,8 @@ class Site:
 
     async def settle(self) -> None:
         """Until all that was set going has come to its end."""
-        while self.controller.tasks:
-            await asyncio.gather(*self.controller.tasks)
+        with self.controller.outage.survived("test"):
+            await self.controller.attend()
 
 
 @asynccontextmanager
@@ -139,7 +139,7 @@ async def site(tmp_path: Path, played: FakeSlurm | None = None, **config: Any) -
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     controller = Controller(Config.model_validate(config), ledger, protocol)
     door = Door(controller, Claimed())
-    controller.site = slurm.Site(SLURM, (22, 5))
+    controller.rescue.site = slurm.Site(SLURM, (22, 5))
     async with TestClient(TestServer(door.application())) as client:
         here = Site(client, door, controller, ledger, fake)
         yield here
@@ -215,12 +215,12 @@ async def test_root_and_slurmuser_may_everything(
 @asynchronous
 async def test_before_slurm_has_said_who_slurmuser_is_only_root_reports(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
-        here.controller.site = None
+        here.controller.rescue.site = None
         here.slurm.silent = True
-        await here.controller.learn_site()
+        await here.controller.rescue.learn_site()
         assert (await here.report(uid=SLURM))[0] == 403
         here.slurm.silent = False
-        await here.controller.learn_site()
+        await here.controller.rescue.learn_site()
         assert (await here.report(uid=SLURM))[0] == 200
 
 
@@ -534,6 +534,7 @@ async def test_a_long_poll_is_answered_by_the_drain(tmp_path: Path) -> None:
         while len(here.controller.changed) < 2:  # noqa: ASYNC110  (nothing announces that they wait)
             await asyncio.sleep(0)
         await here.report(XID)
+        await here.settle()
         for status, text in await asyncio.gather(*polls):
             assert status == 200
             said = wire.decision(text.encode())

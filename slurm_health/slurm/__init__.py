@@ -50,8 +50,8 @@ class Slurm(Protocol):
     async def jobs(self, ids: Iterable[int]) -> dict[int, Job]:
         """The jobs with these own ids, dead ones too while Slurm remembers them (MinJobAge)."""
 
-    async def jobs_on(self, node: str) -> list[Job]:
-        """The jobs that hold the node, and the dead ones that held it while Slurm remembers them."""
+    async def jobs_on(self, names: Iterable[str]) -> list[Job]:
+        """The jobs that hold one of the nodes, and the dead ones that did while Slurm remembers them."""
 
     async def drain(self, names: Iterable[str], reason: str) -> None: ...
 

@@ -1,0 +1,300 @@
+"""What becomes of the jobs that a fault touched: found, requeued, released, followed until they run again.
+
+Each job is treated a step at a time by what Slurm says of it now (see policy.treat), all jobs of a round in
+as few questions to Slurm as there are kinds of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ClusterShell.NodeSet import NodeSet
+
+from slurm_health import policy
+from slurm_health.config import Config
+from slurm_health.ledger import NO_ANSWER, Ledger
+from slurm_health.model import Card, Incident, Job, Urgency, Victim
+from slurm_health.outage import Outage
+from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
+
+log = logging.getLogger(__name__)
+
+TICK = 2.0  # seconds between looks at jobs of which nothing is expected
+HOT = 0.1  # seconds between looks at a job that is about to change
+REFUSAL = 600.0  # seconds in which a job that our prolog turned away is looked for
+REFUSALS = 3  # times that Slurm may reject the requeue of one job before it is given up
+COMMENT = 1000  # characters of AdminComment that we let grow
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a look at a node found that may have hurt jobs."""
+
+    node: str
+    pressing: list[Incident]
+    cards: tuple[Card, ...]
+    drained: float  # when it went out by us, 0.0 when it did not
+    why_not: str  # why nothing is done about it
+
+
+class Rescue:
+    """`note` is told of faults and finds their jobs; `follow` keeps going until cancelled."""
+
+    def __init__(self, config: Config, ledger: Ledger, slurm: Slurm, out: set[str], outage: Outage) -> None:
+        self.config, self.ledger, self.slurm = config, ledger, slurm
+        self.out = out  # nodes that Slurm showed out of service: from no other is a job requeued
+        self.outage = outage
+        self.changed = asyncio.Event()
+        self.completing: dict[int, float] = {}  # victim -> when its job was last seen COMPLETING
+        self.site: Site | None = None
+        self.site_trouble = ""
+
+    def wake(self) -> None:
+        """There may be a next step for a job."""
+        self.changed.set()
+
+    def paused(self) -> Callable[[str], bool]:
+        """Whether a node is paused, as things are now."""
+        rows = self.ledger.pauses(time.time())
+        everywhere = any(not row.nodes for row in rows)
+        named = {name for row in rows for name in NodeSet(row.nodes)}
+        return lambda node: everywhere or node in named
+
+    # Whose jobs
+
+    async def note(self, faults: Iterable[Fault]) -> None:
+        """Note which jobs the faults touch: whoever held the device, was on the node, or was turned away."""
+        now = time.time()
+        recent, refused, ids, wide = [], [], set(), set()
+        for fault in faults:
+            for card in fault.cards:
+                if card.refused and now - card.refused < REFUSAL:
+                    refused.append((fault.node, card))
+                    ids.add(card.job)
+            for one in fault.pressing:
+                # Jobs that it touches may still show: in the first minutes, and when the node goes out.
+                if one.job is Urgency.NONE or now - max(one.opened, fault.drained) > policy.DIES_WITHIN:
+                    continue
+                recent.append((fault, one))
+                if policy.everyones(one):
+                    wide.add(fault.node)
+                else:
+                    ids |= {card.job for card in policy.touched(one, fault.cards)}
+        jobs = await self.slurm.jobs(ids)
+        there = await self.slurm.jobs_on(wide) if wide else []
+        news = False
+        with self.ledger.together():
+            for node, card in refused:  # first: whoever refuses a job must also release it
+                news |= self._note_refused(node, card, jobs.get(card.job))
+            for fault, one in recent:
+                if policy.everyones(one):
+                    found = [
+                        (job, job.restarts)
+                        for job in there
+                        if fault.node in job.nodes and policy.hurt(one, job)
+                    ]
+                else:
+                    held = {
+                        card.job: card
+                        for card in sorted(policy.touched(one, fault.cards), key=lambda card: card.restarts)
+                    }
+                    found = [
+                        (jobs[number], card.restarts)
+                        for number, card in held.items()
+                        if number in jobs and jobs[number].restarts >= card.restarts
+                    ]
+                for job, restarts in found:
+                    news |= self._note_touched(fault, one, job, restarts)
+        if news:
+            self.wake()
+
+    def _note_refused(self, node: str, card: Card, job: Job | None) -> bool:
+        # The fault of that time: a card outlives it, and later ones have nothing to do with the job.
+        # (A node's clock may be behind ours; held for ever would be worse than a wrong story.)
+        incident = self.ledger.latest(node, card.refused + policy.SLACK) or self.ledger.latest(node)
+        if incident is None or job is None or job.restarts < card.restarts:
+            return False
+        return self._note(incident, job, card.restarts, card.refused)
+
+    def _note_touched(self, fault: Fault, incident: Incident, job: Job, restarts: int) -> bool:
+        if not fault.why_not and self.config.mode == "requeue":
+            return self._note(incident, job, restarts)
+        why = fault.why_not or f"mode is {self.config.mode}"
+        if job.completing or job.state in policy.LIVE | policy.DIED:  # no other would be requeued
+            self.ledger.would(incident.id, "requeue", job.label, why, time.time())
+        return False
+
+    def _note(self, incident: Incident, job: Job, restarts: int, refused: float = 0.0) -> bool:
+        return self.ledger.touch(incident, job.id, restarts, job.label, job.uid, refused, time.time())
+
+    # Their way back
+
+    async def follow(self) -> None:
+        """Take each touched job a step further, until its story is at its end."""
+        while True:
+            wait = TICK
+            self.changed.clear()
+            with self.outage.survived("jobs"):
+                await self.learn_site()
+                victims = self.ledger.pending_victims()
+                self.completing = {one.id: self.completing.get(one.id, 0.0) for one in victims}
+                jobs = await self.slurm.jobs(victim.job for victim in victims)
+                if victims:
+                    self.outage.over()
+                if await self._treat_all(victims, jobs):
+                    wait = HOT
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), wait)
+
+    async def learn_site(self) -> None:
+        """Ask Slurm once what does not change. Nothing waits for it: what is safe for every release holds."""
+        if self.site is None:
+            try:
+                self.site = await self.slurm.site()
+            except SlurmError as error:
+                if str(error) != self.site_trouble:
+                    self.site_trouble = str(error)
+                    log.warning("only root may report until Slurm has said who SlurmUser is: %s", error)
+
+    @property
+    def forgets_slowly(self) -> bool:
+        return self.site is None or self.site.forgets_slowly
+
+    async def _treat_all(self, victims: Iterable[Victim], jobs: Mapping[int, Job]) -> bool:
+        """A step for each; whether to look again soon. One that fails does not hold up the others."""
+        paused = self.paused()
+        steps = [self._treat(victim, jobs.get(victim.job), paused) for victim in victims]
+        results = await asyncio.gather(*steps, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                with self.outage.survived("jobs"):
+                    raise result
+        return any(result is True for result in results)
+
+    async def _treat(self, victim: Victim, job: Job | None, paused: Callable[[str], bool]) -> bool:
+        """One step for one job; whether to look again soon."""
+        now = time.time()
+        if job and job.restarts > victim.restarts and not victim.requeued:
+            # Requeued, and not noted: by us before a crash, or by Slurm after our prolog's refusal.
+            for row in self.ledger.unsettled("requeue", victim.label):
+                if row.detail != f"restarts={victim.restarts}":
+                    continue
+                self.ledger.settle(row.id, "done", now)
+                self.ledger.victim(victim.id, requeued=now)
+                return True
+        may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
+        if job and job.completing:
+            self.completing[victim.id] = now
+        start = (
+            policy.earliest(victim, job, self.completing.get(victim.id, 0.0), self.forgets_slowly)
+            if job
+            else 0.0
+        )
+        step = policy.treat(victim, job, may, now, start)
+        if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
+            self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
+        match step:
+            case policy.Wait():
+                return step.hot
+            case policy.Settle():
+                self._settle(victim, step.outcome)
+                return False
+            case policy.Ran():
+                assert job
+                await self._ran(victim, job)
+                return False
+            case _:
+                assert job
+                return await self._move(victim, job, step)
+
+    async def _move(self, victim: Victim, job: Job, step: policy.Step) -> bool:
+        """Requeue, release or start a job, written down before and after."""
+        kind = {policy.Requeue: "requeue", policy.Release: "release", policy.StartNow: "start"}[type(step)]
+        if isinstance(step, policy.Requeue) and step.incomplete:
+            await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} is requeued")
+        detail = f"restarts={job.restarts}"
+        action = self.ledger.intend(victim.incident, kind, victim.label, time.time(), detail)
+        try:
+            if isinstance(step, policy.Requeue):
+                await self.slurm.requeue(victim.label, step.incomplete)
+            elif isinstance(step, policy.Release):
+                await self.slurm.release(victim.label)
+            else:
+                await self.slurm.start_now(victim.label)
+        except Rejected as error:
+            self.ledger.settle(action, f"not done: {error}", time.time())
+            self.ledger.victim(victim.id, tries=victim.tries + 1)
+            if victim.tries + 1 >= REFUSALS:
+                self._settle(victim, f"{kind} refused by Slurm: {error}")
+            return True
+        except SlurmError:
+            # Whether a requeue happened will show in the job's restarts; the others are simply sent again.
+            if kind != "requeue":
+                self.ledger.settle(action, NO_ANSWER, time.time())
+            raise
+        now = time.time()
+        if isinstance(step, policy.Requeue):
+            after = (await self.slurm.jobs([job.id])).get(job.id)
+            if after and after.restarts > job.restarts:
+                relaunch = job.restarts > victim.restarts
+                self.ledger.victim(
+                    victim.id, requeued=now, started=0.0, running=0.0, tries=victim.tries + relaunch
+                )
+                self.ledger.settle(action, "done", now)
+                log.warning("job %s: requeued off %s", victim.label, victim.node)
+            else:
+                self.ledger.settle(action, "not done: it had ended", now)
+        else:
+            changes = {"requeued": now} if isinstance(step, policy.Release) else {"started": now}
+            self.ledger.victim(victim.id, **changes)
+            self.ledger.settle(action, "done", now)
+        return True
+
+    async def _ran(self, victim: Victim, job: Job) -> None:
+        now = time.time()
+        where = str(NodeSet.fromlist(list(job.nodes))) or victim.ran_nodes
+        running = victim.running or job.started
+        self.ledger.victim(
+            victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
+        )
+        log.warning(
+            "job %s: runs again on %s, %.1f s after the fault", victim.label, where, running - victim.since
+        )
+        story = f"{self._cause(victim)}; requeued, runs again on {where} after {running - victim.since:.1f} s"
+        await self._tell(victim, job, story)
+        await self._annotate(victim, story)
+
+    def _settle(self, victim: Victim, outcome: str) -> None:
+        self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)
+        log.info("job %s: %s", victim.label, outcome)
+
+    def _cause(self, victim: Victim) -> str:
+        incident = self.ledger.incident(victim.incident)
+        return f"slurm-health: {victim.node}: {incident.words if incident else 'fault'}"
+
+    async def _tell(self, victim: Victim, job: Job, text: str) -> None:
+        """A line in the job's stderr. That it cannot be told must not keep it from being helped."""
+        if job.state not in policy.LIVE or not job.batch:
+            return
+        action = self.ledger.intend(victim.incident, "tell", victim.label, time.time(), text)
+        try:
+            await self.slurm.tell(victim.label, text)
+            outcome = "done"
+        except SlurmError as error:
+            outcome = f"not done: {error}"
+        self.ledger.settle(action, outcome, time.time())
+
+    async def _annotate(self, victim: Victim, text: str) -> None:
+        """Append to AdminComment, where other tools may have written too."""
+        try:
+            before = await self.slurm.comment(victim.label)
+            both = f"{before}; {text}" if before else text
+            if text not in before and len(both) <= COMMENT:
+                await self.slurm.set_comment(victim.label, both)
+        except SlurmError as error:
+            log.warning("job %s: AdminComment: %s", victim.label, error)
