@@ -74,6 +74,13 @@ class Budget(Section):
     window_at_least: int = Field(2, ge=0)
 
 
+class Requeue(Section):
+    progress: Seconds = Field(
+        600.0,
+        description="a job that meets the same GPU fault on a second node, having run shorter, is held",
+    )
+
+
 class Slurm(Section):
     conf: str = Field("", description="slurm.conf; empty: SLURM_CONF or Slurm's own default")
     bin: str = Field("", description="the folder of scontrol, squeue and sinfo; empty: PATH")
@@ -119,6 +126,7 @@ class Config(Section):
     state_dir: Path = Path("/var/lib/slurm-health")
     auth: Auth = Auth()
     budget: Budget = Budget()
+    requeue: Requeue = Requeue()
     slurm: Slurm = Slurm()
     ledger: Ledger = Ledger()
     probes: Probes = Probes()

@@ -21,7 +21,7 @@ from typing import Any
 from slurm_health import policy
 from slurm_health.config import Config
 from slurm_health.ledger import NO_ANSWER, Ledger
-from slurm_health.model import Card, Incident, Node, Severity
+from slurm_health.model import Card, Hurt, Incident, Node, Severity
 from slurm_health.outage import Outage
 from slurm_health.policy import Do
 from slurm_health.rescue import Fault, Rescue
@@ -95,6 +95,8 @@ class Controller:
         if changed or report.opened or any(card.refused for card in report.cards):
             for number in changed:
                 if incident := self.ledger.incident(number):
+                    if incident.held.startswith(policy.SUSPECT):
+                        self.ledger.hold(number, "")  # this evidence may be of another job
                     log.log(
                         logging.ERROR if incident.pressing else logging.WARNING,
                         "%s: incident %d %s(%s) %s%s",
@@ -252,6 +254,8 @@ class Controller:
         if policy.lost(case.ours, state, judged.do):
             self.ledger.drained(name, "", 0, 0.0)
         now = time.time()
+        if judged.do is Do.DRAIN and (why := self._suspect(case)):
+            judged = policy.Judgement(Do.NOTHING, why)
         news = judged.do is Do.STAND and state is not None and case.ours != _shown(state)
         self._conclude(case.attempts, state.reason if news and state else "", now)
         if judged.do is Do.DRAIN:
@@ -289,6 +293,27 @@ class Controller:
                 shown = ""
             elif not row.done:
                 self.ledger.settle(row.id, NO_ANSWER, now)
+
+    def _suspect(self, case: Case) -> str:
+        """Why the node is left in service: all that stands against it was met by jobs that are suspect of
+        breaking nodes themselves. "" when something else stands against it.
+        """
+        why = ""
+        for one in case.pressing:
+            if one.held.startswith(policy.SUSPECT):  # its card may be gone by now
+                why = one.held
+                continue
+            holders = [] if policy.everyones(one) else policy.touched(one, case.cards)
+            for card in holders:
+                if card.ended and card.ended < one.seen - policy.SLACK:
+                    continue  # the last evidence came after it
+                fault = Hurt(case.name, one.code, card.started, one.since)
+                if what := self.rescue.suspect(card.job, fault):
+                    why = f"{policy.SUSPECT}{card.job} {what}"
+                    break
+            else:
+                return ""
+        return why
 
     def _hold(self, incidents: Iterable[Incident], why: str) -> None:
         for one in incidents:

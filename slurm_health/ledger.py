@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from slurm_health.model import Incident, Severity, Urgency, Victim
+from slurm_health.model import Hurt, Incident, Job, Severity, Urgency, Victim
 from slurm_health.wire import NodeReport
 
 metadata = sa.MetaData()
@@ -90,6 +90,7 @@ victims = sa.Table(
     sa.Column("uid", sa.BigInteger, nullable=False),
     sa.Column("node", sa.String(256), nullable=False),
     sa.Column("urgency", sa.String(12), nullable=False),
+    sa.Column("began", sa.Float, nullable=False, server_default="0"),
     sa.Column("since", sa.Float, nullable=False),
     sa.Column("touched", sa.Float, nullable=False),
     sa.Column("refused", sa.Float, nullable=False, default=0.0),
@@ -476,13 +477,11 @@ class Ledger:
 
     # Jobs
 
-    def touch(
-        self, incident: Incident, job: int, restarts: int, label: str, uid: int, refused: float, now: float
-    ) -> bool:
+    def touch(self, incident: Incident, job: Job, restarts: int, refused: float, now: float) -> bool:
         """Note that the fault touches this run of the job; whether that was news."""
         with self._transaction() as connection:
             same = connection.execute(
-                sa.select(victims).filter_by(job=job, restarts=restarts).order_by(victims.c.life.desc())
+                sa.select(victims).filter_by(job=job.id, restarts=restarts).order_by(victims.c.life.desc())
             ).first()
             life = 0
             if same and same.settled and now - same.touched > LIFE:
@@ -492,11 +491,12 @@ class Ledger:
                     connection,
                     victims.insert().values(
                         incident=incident.id,
-                        job=job,
+                        job=job.id,
                         restarts=restarts,
                         life=life,
-                        label=label,
-                        uid=uid,
+                        label=job.label,
+                        uid=job.uid,
+                        began=job.started if job.restarts == restarts else 0.0,
                         node=incident.node,
                         urgency=str(incident.job),
                         since=incident.since,
@@ -521,6 +521,16 @@ class Ledger:
         """The jobs whose story is not at its end."""
         with self._transaction() as connection:
             return [_victim(row) for row in connection.execute(sa.select(victims).filter_by(settled=0))]
+
+    def hurts(self, job: int, now: float) -> list[Hurt]:
+        """The faults that each run of this job met, oldest first. One that our prolog refused met none."""
+        query = (
+            sa.select(victims.c.node, incidents.c.code, victims.c.began, victims.c.since)
+            .join(incidents, incidents.c.id == victims.c.incident)
+            .where(victims.c.job == job, victims.c.touched > now - LIFE, victims.c.refused == 0)
+        )
+        with self._transaction() as connection:
+            return [Hurt(*row) for row in connection.execute(query.order_by(victims.c.restarts))]
 
     def victim(self, number: int, **changes: Any) -> None:
         with self._transaction() as connection:

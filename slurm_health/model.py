@@ -191,6 +191,18 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Hurt:
+    """A fault that a run of a job met: where, which, when the run had begun (0 where that is not known) and
+    when the fault came.
+    """
+
+    node: str
+    code: str
+    began: float
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Victim:
     """A job that a fault touched, and how far it has come since. One for each (job, restart count).
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from slurm_health.model import Card, Incident, Job, Node, Severity, Urgency, Victim
+from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim
 
 DIES_WITHIN = 120.0  # seconds after the first evidence in which a job's death counts as the fault's
 SLACK = 2.0  # Slurm's times are whole seconds, and a link's fault is seen up to a second late
@@ -37,6 +37,10 @@ ELSEWHERE = frozenset(
 HOOK_REASONS = frozenset({"Prolog error", "Epilog error"})
 # How a drain that is not ours is noted; when it ends, an admin has seen what stands against the node.
 DRAINED_BY_OTHERS = "drained by somebody else"
+# What a job may have broken itself: only who holds the device is touched.
+DEVICE_CODES = ("GPU_", "NVSWITCH_")
+SUSPECTS = 2  # nodes that a job may break the same way before it is held and the next one left alone
+SUSPECT = "suspect job: "  # how it is noted that a node is left alone
 # squeue's Reason of a job that a failed prolog sent back (job_reason_string, Slurm 22.05 to 26.05).
 HELD_BY_PROLOG = "launch failed requeued held"
 
@@ -187,7 +191,7 @@ class Room:
 
 def everyones(incident: Incident) -> bool:
     """Whether the fault touches all jobs of its node: a link, memory, the host. Not a GPU or a switch."""
-    return not incident.code.startswith(("GPU_", "NVSWITCH_"))
+    return not incident.code.startswith(DEVICE_CODES)
 
 
 def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
@@ -209,6 +213,24 @@ def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
     ]
 
 
+def broke(hurts: Iterable[Hurt], progress: float) -> tuple[str, ...]:
+    """The nodes on which the last runs of a job met the same fault of a GPU, one run after the other.
+
+    A run that had lasted `progress` seconds before it had nothing to do with the faults of the runs before.
+    """
+    nodes: list[str] = []
+    later: Hurt | None = None
+    for one in sorted(hurts, key=lambda one: one.since, reverse=True):
+        if not one.code.startswith(DEVICE_CODES):
+            break
+        if later and (one.code != later.code or later.since - later.began >= progress):
+            break
+        if one.node not in nodes:
+            nodes.append(one.node)
+        later = one
+    return tuple(reversed(nodes))
+
+
 def hurt(incident: Incident, job: Job) -> bool:
     """Whether a fault of the whole node touches this job that Slurm lists on it."""
     return not job.ended or job.ended >= math.floor(incident.since) - SLACK
@@ -226,7 +248,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
+    """`incomplete`: only if it has not ended. `hold`: why it shall not run before an admin has looked."""
+
     incomplete: bool
+    hold: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ClusterShell.NodeSet import NodeSet
 
 from slurm_health import policy
 from slurm_health.config import Config
 from slurm_health.ledger import NO_ANSWER, Ledger
-from slurm_health.model import Card, Incident, Job, Urgency, Victim
+from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim
 from slurm_health.outage import Outage
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
 
@@ -130,7 +130,15 @@ class Rescue:
         return False
 
     def _note(self, incident: Incident, job: Job, restarts: int, refused: float = 0.0) -> bool:
-        return self.ledger.touch(incident, job.id, restarts, job.label, job.uid, refused, time.time())
+        return self.ledger.touch(incident, job, restarts, refused, time.time())
+
+    def suspect(self, job: int, *more: Hurt) -> str:
+        """Why a job is suspect of breaking nodes itself, these faults counted too; "" when it is not."""
+        hurts = [*self.ledger.hurts(job, time.time()), *more]
+        nodes = policy.broke(hurts, self.config.requeue.progress)
+        if len(nodes) < policy.SUSPECTS + len(more):
+            return ""
+        return f"met {hurts[-1].code} on {', '.join(nodes)}, each time soon after it had begun"
 
     # Their way back
 
@@ -181,12 +189,14 @@ class Rescue:
         now = time.time()
         if job and job.restarts > victim.restarts and not victim.requeued:
             # Requeued, and not noted: by us before a crash, or by Slurm after our prolog's refusal.
-            for row in self.ledger.unsettled("requeue", victim.label):
-                if row.detail != f"restarts={victim.restarts}":
-                    continue
-                self.ledger.settle(row.id, "done", now)
-                self.ledger.victim(victim.id, requeued=now)
-                return True
+            for kind in ("requeue", "hold"):
+                for row in self.ledger.unsettled(kind, victim.label):
+                    if row.detail == f"restarts={victim.restarts}":
+                        self.ledger.settle(row.id, "done", now)
+                        self.ledger.victim(victim.id, requeued=now)
+                        if kind == "hold":
+                            await self._held(victim, self.suspect(victim.job))
+                        return True
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
         if job and job.completing:
             self.completing[victim.id] = now
@@ -208,6 +218,8 @@ class Rescue:
                 assert job
                 await self._ran(victim, job)
                 return False
+            case policy.Requeue() if job and (why := self.suspect(victim.job)):
+                return await self._move(victim, job, replace(step, hold=why))
             case _:
                 assert job
                 return await self._move(victim, job, step)
@@ -215,13 +227,17 @@ class Rescue:
     async def _move(self, victim: Victim, job: Job, step: policy.Step) -> bool:
         """Requeue, release or start a job, written down before and after."""
         kind = {policy.Requeue: "requeue", policy.Release: "release", policy.StartNow: "start"}[type(step)]
+        hold = step.hold if isinstance(step, policy.Requeue) else ""
+        if hold:
+            kind = "hold"
         if isinstance(step, policy.Requeue) and step.incomplete:
-            await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} is requeued")
+            what = f"is held: it {hold}" if hold else "is requeued"
+            await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} {what}")
         detail = f"restarts={job.restarts}"
         action = self.ledger.intend(victim.incident, kind, victim.label, time.time(), detail)
         try:
             if isinstance(step, policy.Requeue):
-                await self.slurm.requeue(victim.label, step.incomplete)
+                await self.slurm.requeue(victim.label, step.incomplete, bool(hold))
             elif isinstance(step, policy.Release):
                 await self.slurm.release(victim.label)
             else:
@@ -234,7 +250,7 @@ class Rescue:
             return True
         except SlurmError:
             # Whether a requeue happened will show in the job's restarts; the others are simply sent again.
-            if kind != "requeue":
+            if not isinstance(step, policy.Requeue):
                 self.ledger.settle(action, NO_ANSWER, time.time())
             raise
         now = time.time()
@@ -247,6 +263,8 @@ class Rescue:
                 )
                 self.ledger.settle(action, "done", now)
                 log.warning("job %s: requeued off %s", victim.label, victim.node)
+                if hold:
+                    await self._held(victim, hold)
             else:
                 self.ledger.settle(action, "not done: it had ended", now)
         else:
@@ -268,6 +286,11 @@ class Rescue:
         story = f"{self._cause(victim)}; requeued, runs again on {where} after {running - victim.since:.1f} s"
         await self._tell(victim, job, story)
         await self._annotate(victim, story)
+
+    async def _held(self, victim: Victim, why: str) -> None:
+        self._settle(victim, f"held: it {why}")
+        log.error("job %s of uid %d is held: it %s", victim.label, victim.uid, why)
+        await self._annotate(victim, f"{self._cause(victim)}; held: it {why}")
 
     def _settle(self, victim: Victim, outcome: str) -> None:
         self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)

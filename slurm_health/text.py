@@ -143,6 +143,7 @@ def timeline(row: dict[str, Any]) -> list[tuple[str, str]]:
     said = {
         "drain": "drain {target}",
         "requeue": "requeue job {target}",
+        "hold": "requeue and hold job {target}",
         "release": "release job {target}",
         "start": "end the wait of job {target}",
         "tell": "tell job {target}'s owner",

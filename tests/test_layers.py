@@ -99,7 +99,7 @@ def test_the_two_seats_meet_in_the_wire_alone() -> None:
 
 
 def test_slurm_is_reached_through_its_protocol() -> None:
-    for module in ("controller", "web"):
+    for module in ("controller", "rescue", "outage", "web"):
         assert not ours(f"slurm_health.{module}") & {"slurm.scontrol", "slurm.api"}
     assert ours("slurm_health.slurm") <= {"model"}
     assert ours("slurm_health.slurm.scontrol") <= {"model", "slurm"}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from slurm_health import ledger as ledger_module
 from slurm_health.ledger import EVIDENCE, LIFE, Ledger, LedgerError
-from slurm_health.model import Finding, Incident, Severity, Urgency
+from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency
 from slurm_health.wire import NodeReport
 
 T = 1_700_000_000.0
@@ -233,9 +233,28 @@ def test_the_latest_critical_incident_of_a_node(ledger: Ledger) -> None:
 # -- jobs
 
 
+def test_the_faults_that_each_run_of_a_job_met(ledger: Ledger) -> None:
+    ledger.take(report(XID), T)
+    ledger.take(replace(report(replace(XID, moment="b/9")), node="n2"), T + 50)
+    first, second = ledger.open_incidents()
+    touch(ledger, first, began=T - 60)
+    touch(ledger, second, restarts=1, began=T + 20)
+    touch(ledger, second, restarts=2, refused=T + 60)  # turned away: it met nothing
+    touch(ledger, second, job=8)
+    assert ledger.hurts(7, T + 100) == [
+        Hurt("n1", XID.code, T - 60, first.since),
+        Hurt("n2", XID.code, T + 20, second.since),
+    ]
+    assert ledger.hurts(7, T + 100 + LIFE) == []
+
+
 def touch(ledger: Ledger, incident: Incident, now: float = T, **changes: Any) -> bool:
-    said = {"job": 7, "restarts": 0, "label": "7", "uid": 1000, "refused": 0.0, **changes}
-    return ledger.touch(incident, **said, now=now)
+    said = {"job": 7, "restarts": 0, "label": "7", "uid": 1000, "refused": 0.0, "began": 0.0, **changes}
+    restarts, refused = said["restarts"], said["refused"]
+    job = Job(
+        said["job"], said["label"], "RUNNING", restarts=restarts, uid=said["uid"], started=said["began"]
+    )
+    return ledger.touch(incident, job, restarts, refused, now)
 
 
 def test_each_run_of_a_job_is_touched_once(ledger: Ledger) -> None:

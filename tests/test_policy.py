@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_health import policy
-from slurm_health.model import Card, Incident, Job, Node, Severity, Urgency, Victim
+from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim
 from slurm_health.policy import (
     Do,
     Drained,
@@ -313,6 +313,15 @@ def test_the_larger_of_number_and_percentage_counts(total: int, out: int, recent
     assert bool(policy.budget(total, out, recent, 10, 2, 2, 2)) is refused
 
 
+def test_those_drained_in_the_same_look_count_already() -> None:
+    room = policy.Room(100, {"n1"}, set(), (0, 3), (0, 9))
+    for name in ("n2", "n3"):
+        assert not room.obstacle(name)
+        room.take(name)
+    assert room.obstacle("n4").startswith("budget spent: 3 of 100 nodes are out by us")
+    assert not room.obstacle("n3")  # whoever is out already takes no place twice
+
+
 def test_a_budget_of_nothing_drains_nothing() -> None:
     assert policy.budget(100, 0, 0, 0, 0, 0, 0) == (
         "budget spent: 0 of 100 nodes are out by us, at most 0 may be"
@@ -368,6 +377,29 @@ def test_a_fault_of_gpus_touches_who_surely_holds_them(code: str, device: str, j
     assert not policy.everyones(broken)
     found = policy.touched(broken, [Card(job, 0, devices=devices) for job, devices in HELD.items()])
     assert [card.job for card in found] == jobs
+
+
+def hurt(node: str, began: float, since: float, code: str = "GPU_XID_79") -> Hurt:
+    return Hurt(node, code, T + began, T + since)
+
+
+@pytest.mark.parametrize(
+    ("hurts", "expected"),
+    [
+        ([], ()),
+        ([hurt("n1", 0, 9000)], ("n1",)),
+        ([hurt("n1", 0, 9000), hurt("n2", 9010, 9030)], ("n1", "n2")),
+        ([hurt("n1", 0, 9000), hurt("n2", 9010, 9610)], ("n2",)),  # it ran ten minutes in between
+        ([hurt("n1", 0, 9000), hurt("n2", 9010, 9030, "GPU_XID_48")], ("n2",)),
+        ([hurt("n1", 0, 10), hurt("n2", 20, 30), hurt("n3", 40, 50)], ("n1", "n2", "n3")),
+        ([hurt("n1", 0, 10), hurt("n2", 20, 3000), hurt("n3", 3010, 3020)], ("n2", "n3")),
+        ([hurt("n1", 0, 10), hurt("n1", 20, 30)], ("n1",)),
+        # A switch that dies takes one link after the other: that is no job's doing.
+        ([hurt("n1", 0, 10, "IB_PORT_DOWN"), hurt("n2", 20, 30, "IB_PORT_DOWN")], ()),
+    ],
+)
+def test_the_nodes_that_a_job_broke_one_after_the_other(hurts: list[Hurt], expected: tuple[str, ...]) -> None:
+    assert policy.broke(hurts, 600.0) == expected
 
 
 @pytest.mark.parametrize("code", ["IB_PORT_DOWN", "NIC_DOWN", "MEM_ECC_UNCORRECTED", "KERNEL_LOCKUP"])

@@ -65,7 +65,7 @@ class FakeSlurm:
 
     async def resume(self, names: Iterable[str]) -> None: ...
 
-    async def requeue(self, label: str, incomplete: bool) -> None: ...
+    async def requeue(self, label: str, incomplete: bool, hold: bool = False) -> None: ...
 
     async def release(self, label: str) -> None: ...
 
@@ -391,7 +391,7 @@ async def test_an_ordinary_user_sees_the_own_jobs_only(tmp_path: Path) -> None:
         here.ledger.take(NodeReport("n1", opened=(XID,)), T)
         [incident] = here.ledger.open_incidents()
         for job, uid in ((7, ALICE), (8, BOB)):
-            here.ledger.touch(incident, job, 0, str(job), uid, 0.0, T)
+            here.ledger.touch(incident, Job(job, str(job), "RUNNING", uid=uid), 0, 0.0, T)
             number = here.ledger.intend(incident.id, "requeue", str(job), T + 1, "restarts=0")
             here.ledger.settle(number, "done", T + 1)
         here.ledger.victim(1, running=T + 9, ran_nodes="n2")
@@ -425,7 +425,7 @@ async def test_an_ordinary_user_sees_the_own_jobs_only(tmp_path: Path) -> None:
 async def test_the_shape_of_an_incident(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         here.ledger.take(NodeReport("n1", opened=(XID,)), T + 1)
-        here.ledger.touch(here.ledger.open_incidents()[0], 7, 1, "7_2", ALICE, T, T)
+        here.ledger.touch(here.ledger.open_incidents()[0], Job(7, "7_2", "RUNNING", uid=ALICE), 1, T, T)
         [story] = await here.get("/v1/incidents")
         assert (story["id"], story["node"], story["code"], story["device"]) == (
             1, "n1", "GPU_XID_79", "0000:5d:00.0")  # fmt: skip

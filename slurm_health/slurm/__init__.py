@@ -57,8 +57,9 @@ class Slurm(Protocol):
 
     async def resume(self, names: Iterable[str]) -> None: ...
 
-    async def requeue(self, label: str, incomplete: bool) -> None:
-        """`incomplete`: only if it has not ended (a plain requeue resurrects finished jobs)."""
+    async def requeue(self, label: str, incomplete: bool, hold: bool = False) -> None:
+        """`incomplete`: only if it has not ended (a plain requeue resurrects finished jobs). `hold`: it
+        stays pending until an admin releases it."""
 
     async def release(self, label: str) -> None: ...
 

@@ -211,8 +211,9 @@ class Commands:
         where = str(NodeSet.fromlist(list(names)))
         await self._run("scontrol", "update", f"NodeName={where}", "State=RESUME")
 
-    async def requeue(self, label: str, incomplete: bool) -> None:
-        await self._run("scontrol", "requeue", *(["Incomplete"] if incomplete else []), label)
+    async def requeue(self, label: str, incomplete: bool, hold: bool = False) -> None:
+        verb = "requeuehold" if hold else "requeue"
+        await self._run("scontrol", verb, *(["Incomplete"] if incomplete else []), label)
 
     async def release(self, label: str) -> None:
         await self._run("scontrol", "release", label)
