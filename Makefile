@@ -23,6 +23,7 @@ bench: packages $(VENV)/.installed ## all measurements, about an hour; prints ma
 	$(BIN)/python bench/prolog.py
 	$(BIN)/python bench/node.py
 	$(BIN)/python bench/requeue.py
+	$(BIN)/python bench/scale.py
 
 lint: $(VENV)/.linters ## ruff and mypy
 	$(BIN)/ruff check .

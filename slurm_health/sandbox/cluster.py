@@ -420,7 +420,7 @@ class Sandbox:
         began = time.monotonic()
         for name in slurmds:
             self.start(name)
-        self._await(slurmds, self._all_idle, "Slurm to call every node idle")
+        self._await(slurmds, lambda: self._idle(names), "Slurm to call every node idle")
         progress(f"{len(slurmds)} slurmd: all nodes idle after {_since(began)}")
 
     def _bring(self, daemons: Sequence[str], progress: Callable[[str], object]) -> None:
@@ -461,9 +461,9 @@ class Sandbox:
             return False
         return written >= float(self._daemon(f"node:{node}").record.get("started", 0.0)) - _FILE_CLOCK
 
-    def _all_idle(self) -> bool:
-        states = self._node_states()
-        return bool(states) and all(node["state"] == "idle" for node in states.values())
+    def _idle(self, names: Sequence[str]) -> bool:
+        states = self._node_states()  # the site's own slurm.conf lines may add nodes that do not exist
+        return all(name in states and states[name]["state"] == "idle" for name in names)
 
     def _answers(self, argv: Sequence[str], word: str) -> bool:
         return re.search(rf"\b{word}\b", self._ask(argv) or "") is not None
