@@ -89,9 +89,9 @@ class Controller:
     def heed(self, report: NodeReport) -> Decision:
         """Write a report down and have its consequences drawn. LedgerError when it cannot be kept."""
         report = _in_our_time(report, time.time())
-        changed = self.ledger.take(report, time.time())
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
+        changed = self.ledger.take(report, time.time())
         if changed or report.opened or any(card.refused for card in report.cards):
             for number in changed:
                 if incident := self.ledger.incident(number):

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # seconds for an answer that is due at once
 USUAL = (OSError, http.client.HTTPException, wire.Refused, wire.Malformed)  # what a controller may do to us
+REPORT, DECISION = "/v1/report", "/v1/decision"
 FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds between tries, doubled and spread by chance
 
 
@@ -32,7 +33,7 @@ class Link(threading.Thread):
         signature: Callable[[], wire.Signature],
         node: str,
         compose: Callable[[], wire.NodeReport],
-        heard: Callable[[wire.NodeReport], None],
+        heard: Callable[[wire.NodeReport, frozenset[str]], None],
         decided: Callable[[wire.Decision], None],
     ) -> None:
         super().__init__(name="report", daemon=True)
@@ -41,7 +42,7 @@ class Link(threading.Thread):
         self.news = threading.Event()
         self.known = ""
         self.last_heard = time.monotonic()
-        self.trouble = ""
+        self.troubles: dict[str, str] = {}  # target -> why it does not answer; reports may fail alone
         self.listener = threading.Thread(target=self._listen, name="decisions", daemon=True)
 
     def poke(self) -> None:
@@ -63,16 +64,18 @@ class Link(threading.Thread):
             self.news.clear()
             try:
                 report = self.compose()
-                wire.decision(post("/v1/report", wire.encode(report)))
+                answer = post(REPORT, wire.encode(report))
+                wire.decision(answer)
+                unknown = wire.unknown(answer)
             except Exception as error:  # whatever it is: a node that falls silent is watched by nobody
-                self._mourn(error)
+                self._mourn(REPORT, error)
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(LAST_WAIT, wait * 2)
                 continue
             wait = FIRST_WAIT
-            self._rejoice()
+            self._rejoice(REPORT)
             # A receipt only: of two answers that cross, the older must not undo the newer decision.
-            self.heard(report)
+            self.heard(report, unknown)
             self.news.wait(wire.HEARTBEAT)
 
     def _listen(self) -> None:
@@ -81,31 +84,34 @@ class Link(threading.Thread):
         while True:
             body = json.dumps({"node": self.node, "known": self.known}).encode()
             try:
-                answer = wire.decision(post("/v1/decision", body))
+                answer = wire.decision(post(DECISION, body))
             except Exception as error:  # as above
-                self._mourn(error)
+                self._mourn(DECISION, error)
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 if wait == FIRST_WAIT:
                     self.poke()  # a controller that was restarted should know at once what stands here
                 wait = min(LAST_WAIT, wait * 2)
                 continue
             wait = FIRST_WAIT
-            self._rejoice()
+            self._rejoice(DECISION)
             self.known = answer.version
             self.decided(answer)
 
-    def _mourn(self, error: Exception) -> None:
+    @property
+    def trouble(self) -> str:
+        return "; ".join(self.troubles.copy().values())
+
+    def _mourn(self, target: str, error: Exception) -> None:
         words = str(error) or type(error).__name__
-        if words != self.trouble:
+        if words not in self.troubles.copy().values():
             ours = not isinstance(error, USUAL)
             log.warning("controller %s:%d: %s", *self.address, words, exc_info=error if ours else None)
-            self.trouble = words
+        self.troubles[target] = words
 
-    def _rejoice(self) -> None:
+    def _rejoice(self, target: str) -> None:
         self.last_heard = time.monotonic()
-        if self.trouble:
+        if self.troubles.pop(target, None) and not self.troubles:
             log.info("controller %s:%d answers again", *self.address)
-            self.trouble = ""
 
 
 class _Post:

@@ -110,7 +110,7 @@ class NodeDaemon:
             self._signature,
             name,
             self.compose,
-            lambda report: self._post(partial(self._receipt, report)),
+            lambda report, unknown: self._post(partial(self._receipt, report, unknown)),
             lambda answer: self._post(partial(self._decide, answer)),
         )
         self.signed: wire.Signature | None = None
@@ -340,10 +340,17 @@ class NodeDaemon:
                 raise wire.Refused(str(error)) from error
         return self.signed
 
-    def _receipt(self, report: wire.NodeReport) -> None:
+    def _receipt(self, report: wire.NodeReport, unknown: frozenset[str] = frozenset()) -> None:
+        """What was reported is told. What stands and is `unknown` to the controller (its ledger was lost, our
+        spool was full) is told once more."""
         with self.lock:
             self.spool.receipted(found.moment for found in report.opened)
+            ahead = time.time() - self._now()
+            again = [found for found in self.standing if found.moment in unknown]
+            self.spool.add(replace(found, since=found.since + ahead) for found in again)
             more = bool(self.spool.waiting)
+        for found in again:
+            log.warning("unknown to the controller, told again: %s(%s)", found.code, found.device)
         if more:
             self.link.poke()
 

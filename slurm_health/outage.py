@@ -25,8 +25,8 @@ class Outage:
             yield
         except SlurmError as error:
             self.slurm(error)
-        except LedgerError as error:
-            log.error("%s: %s", what, error)
+        except LedgerError as error:  # it has said so itself, once
+            log.debug("%s: %s", what, error)
         except Exception:
             log.exception("%s", what)
 

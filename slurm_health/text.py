@@ -44,6 +44,10 @@ def status(said: dict[str, Any]) -> str:
     ]
     if said["slurm"]["trouble"]:
         lines.append(f"Slurm      does not answer: {said['slurm']['trouble']}")
+    if trouble := said["ledger"]["trouble"]:
+        lines.append(f"ledger     cannot be written, so nothing is done: {trouble}")
+    if aside := said["ledger"]["aside"]:
+        lines.append(f"ledger     a new one was begun: the last was corrupt, it lies in {aside}")
     for pause in said["pauses"]:
         until = f"until {clock(pause['until'])}" if pause["until"] else "until `slurm-health unpause`"
         lines.append(

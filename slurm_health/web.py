@@ -80,8 +80,7 @@ class Door:
         except wire.Malformed as error:
             self._grumble(request, str(error))
             return _words(400, str(error))
-        except LedgerError as error:
-            self._grumble(request, str(error))
+        except LedgerError as error:  # it has said so itself, once
             return _words(503, f"the ledger cannot be used: {error}")
         except SlurmError as error:
             return _words(503, f"Slurm does not answer: {error}")
@@ -124,7 +123,9 @@ class Door:
     async def report(self, request: web.Request) -> web.Response:
         report = wire.node_report(await request.read())
         await self._must_be_node(request, report.node)
-        return _bytes(wire.encode(self.controller.heed(report)))
+        decision = self.controller.heed(report)
+        unknown = self.ledger.unknown(report.node, report.standing)
+        return _json(wire.plain(decision) | {"unknown": unknown})
 
     async def decision(self, request: web.Request) -> web.Response:
         asked = wire.json_object(await request.read())
@@ -157,6 +158,11 @@ class Door:
             {
                 "controller": {"version": __version__, "address": config.controller, "mode": config.mode},
                 "slurm": {"backend": getattr(controller.slurm, "name", ""), "trouble": slurm},
+                "ledger": {
+                    "url": self.ledger.url.render_as_string(),
+                    "trouble": self.ledger.trouble,
+                    "aside": str(self.ledger.aside or ""),
+                },
                 "worst": str(worst),
                 "nodes": len(nodes),
                 "reporting": len(nodes) - len(silent),
@@ -351,13 +357,14 @@ def _words(status: int, text: str) -> web.Response:
 
 
 async def serve(config: Config, ledger: Ledger, controller: Controller) -> None:
-    """The whole controller, until SIGTERM or SIGINT."""
+    """The whole controller, until SIGTERM or SIGINT, or until its ledger is lost."""
     auth = config.auth
     door = Door(controller, wire.signature(auth.method, auth.munge_socket, auth.key_file))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    ledger.when_lost = stop.set
     runner = web.AppRunner(door.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     host, port = config.address
@@ -373,5 +380,6 @@ async def serve(config: Config, ledger: Ledger, controller: Controller) -> None:
                 await asyncio.wait_for(stop.wait(), 5)
             except TimeoutError:
                 continue
-    systemd.notify("STOPPING=1")
+    if not ledger.lost:
+        systemd.notify("STOPPING=1")
     await runner.cleanup()

@@ -4,7 +4,8 @@ JSON over HTTP/1.1. Each request carries `Authorization: <method> <credential>` 
 body, so that nothing of it can be changed or used twice. Unknown fields are ignored and missing ones have
 defaults: an older node is understood.
 
-    POST /v1/report     a NodeReport; the answer is a Decision, and the receipt for what was reported
+    POST /v1/report     a NodeReport; the answer is a Decision, and the receipt for what was reported. Its
+                        "unknown" names the standing moments never heard of here: they are to be told again
     POST /v1/decision   {"node", "known"}: answered when the Decision is no longer `known`, or after 25 s
     GET  /v1/status  /v1/incidents  /v1/incidents/<id>  /v1/jobs/<id>
     POST /v1/incidents/<id>/close  /v1/pause  /v1/unpause
@@ -150,6 +151,11 @@ def decision(body: bytes) -> Decision:
         note=text_field(table, "note", WORDS),
         mode=text_field(table, "mode", 20) or "observe",
     )
+
+
+def unknown(body: bytes) -> frozenset[str]:
+    """The moments that the answer to a report asks for."""
+    return frozenset(text_field({"": item}, "", 300) for item in _list(json_object(body), "unknown"))
 
 
 def json_object(body: bytes) -> dict[str, Any]:

@@ -184,6 +184,20 @@ def test_config_show_says_where_each_value_is_from(tmp_path: Path) -> None:
     assert (shown["mode"], shown["budget"]["percent"], shown["nodes"][0]["gpus"]) == ("drain", 7, 8)
 
 
+@pytest.mark.parametrize(
+    ("url", "status", "words"),
+    [
+        ("nosuch://x", 78, "[ledger] url: "),
+        ("sqlite:///{folder}", 74, "unable to open database file (it and its folder must be writable"),
+    ],
+)
+def test_a_ledger_that_cannot_be_used_is_said(tmp_path: Path, url: str, status: int, words: str) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[ledger]\nurl = "{url.format(folder=tmp_path)}"\n')
+    result = call("controller", "--config", str(config))
+    assert (result.exit_code, words in result.stderr) == (status, True)
+
+
 # -- a controller that is away
 
 
@@ -276,6 +290,7 @@ def controller(tmp_path: Path) -> Iterator[Answering]:
 STATUS: dict[str, Any] = {
     "controller": {"version": "1", "address": "head:6821", "mode": "drain"},
     "slurm": {"backend": "commands", "trouble": ""},
+    "ledger": {"url": "sqlite:////ledger.db", "trouble": "", "aside": ""},
     "worst": "ok",
     "nodes": 4,
     "reporting": 4,
@@ -311,14 +326,26 @@ STORY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("worst", "trouble", "expected"),
-    [("ok", "", 0), ("warning", "", 1), ("critical", "", 2), ("ok", "slurmctld is silent", 3)],
+    ("worst", "trouble", "ledger", "expected"),
+    [
+        ("ok", "", "", 0),
+        ("warning", "", "", 1),
+        ("critical", "", "", 2),
+        ("ok", "slurmctld is silent", "", 3),
+        ("ok", "", "disk is full", 3),
+    ],
 )
-def test_the_status_is_the_clusters(controller: Answering, worst: str, trouble: str, expected: int) -> None:
-    controller.answer = STATUS | {"worst": worst, "slurm": {"backend": "commands", "trouble": trouble}}
+def test_the_status_is_the_clusters(
+    controller: Answering, worst: str, trouble: str, ledger: str, expected: int
+) -> None:
+    controller.answer = STATUS | {
+        "worst": worst,
+        "slurm": {"backend": "commands", "trouble": trouble},
+        "ledger": {"url": "sqlite:////ledger.db", "trouble": ledger, "aside": "ledger.db.corrupt-x"},
+    }
     plain = call("status", "--config", str(controller.config))
     assert (plain.exit_code, plain.stderr) == (expected, "")
-    assert trouble in plain.stdout
+    assert all(words in plain.stdout for words in (trouble, ledger, "ledger.db.corrupt-x"))
     as_json = call("status", "--json", "--config", str(controller.config))
     assert (as_json.exit_code, json.loads(as_json.stdout)) == (expected, controller.answer)
     assert controller.asked == [("GET", "/v1/status", None)] * 2

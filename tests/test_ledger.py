@@ -1,24 +1,29 @@
 """What the ledger promises: nothing counted twice, nothing lost in a crash, nothing deleted unasked."""
 
+import contextlib
+import logging
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_health import ledger as ledger_module
-from slurm_health.ledger import EVIDENCE, LIFE, Ledger, LedgerError
+from slurm_health.ledger import EVIDENCE, LIFE, Ledger, LedgerError, LedgerLost, WrongLedger
 from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency
 from slurm_health.wire import NodeReport
 
@@ -466,27 +471,160 @@ def test_an_intention_survives_a_kill_between_it_and_its_outcome(file: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"\0" * 8192], ids=["text", "zeros"])
-def test_a_corrupt_ledger_is_set_aside_and_never_deleted(file: Path, content: bytes) -> None:
+def test_a_corrupt_ledger_is_set_aside_and_never_deleted(
+    file: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     file.parent.mkdir()
     file.write_bytes(content)
     ledger = Ledger(url(file))
     assert ledger.aside
     assert ledger.aside.parent == file.parent
     assert ledger.aside.read_bytes() == content
+    assert f"{file}: set aside as {ledger.aside}" in errors(caplog)[-1]
     ledger.take(report(XID), T)
     assert only(ledger).code == "GPU_XID_79"
     ledger.engine.dispose()
 
 
-def test_a_ledger_with_a_broken_schema_page_is_set_aside(file: Path) -> None:
-    Ledger(url(file)).engine.dispose()
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+@pytest.mark.parametrize("page", [0, 1, -1], ids=["schema", "second", "last"])
+def test_a_ledger_with_a_broken_page_is_set_aside(file: Path, page: int) -> None:
+    """However deep: the start reads all of it."""
+    filled = Ledger(url(file))
+    filled.take(report(*(replace(XID, device=f"d{n}", moment=f"b/{n}") for n in range(500))), T)
+    filled.engine.dispose()
     content = bytearray(file.read_bytes())
-    content[100:4096] = b"\xff" * 3996
+    at = page * 4096 if page >= 0 else len(content) - 4096
+    content[at + 100 : at + 4096] = b"\xff" * 3996
     file.write_bytes(content)
     ledger = Ledger(url(file))
     assert ledger.aside
     assert ledger.aside.read_bytes() == bytes(content)
+    assert ledger.open_incidents() == []
     ledger.engine.dispose()
+
+
+def test_nothing_that_was_set_aside_is_written_over(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "20260102T030405")
+    file.parent.mkdir()
+    beside = file.with_name(f"{file.name}.corrupt-20260102T030405.2-wal")
+    beside.write_bytes(b"somebody's")
+    for content in (b"first" * 1000, b"second" * 1000):
+        file.write_bytes(content)
+        file.with_name(f"{file.name}-wal").write_bytes(content)
+        ledger = Ledger(url(file))
+        assert ledger.aside
+        assert ledger.aside.read_bytes() == content
+        assert ledger.aside.with_name(f"{ledger.aside.name}-wal").read_bytes() == content
+        ledger.engine.dispose()
+    assert beside.read_bytes() == b"somebody's"
+
+
+def test_what_is_left_of_a_deleted_ledger_is_set_aside(file: Path) -> None:
+    file.parent.mkdir()
+    file.with_name(f"{file.name}-wal").write_bytes(b"acts")
+    ledger = Ledger(url(file))
+    assert ledger.aside
+    assert ledger.aside.with_name(f"{ledger.aside.name}-wal").read_bytes() == b"acts"
+    ledger.engine.dispose()
+
+
+def spoil(file: Path, header: bool) -> None:
+    """Write rubbish over a ledger in use, as a disk or an admin may, and have it read again."""
+    with sqlite3.connect(file) as other:
+        other.execute("INSERT INTO pauses VALUES (99, '', 0, 1, '', '')")
+        other.commit()
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    other.close()
+    with file.open("r+b") as raw:
+        raw.seek(0 if header else 4096)
+        raw.write(b"\xa5" * (file.stat().st_size - (0 if header else 4096)))
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["header", "middle"])
+def test_a_ledger_that_becomes_corrupt_in_use_is_lost_and_begun_anew(
+    ledger: Ledger, file: Path, header: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.take(report(XID, LINK), T)
+    told: list[bool] = []
+    ledger.when_lost = lambda: told.append(True)
+    spoil(file, header)
+    spoilt = file.read_bytes()
+    with pytest.raises(LedgerLost, match=r"ledger\.db: corrupt: "):
+        ledger.take(report(replace(XID, moment="b/2")), T + 1)
+    assert told == [True]
+    assert ledger.trouble == ledger.lost == errors(caplog)[0].removeprefix("ledger ")
+    with pytest.raises(LedgerLost):  # it is not read or written any more
+        ledger.open_incidents()
+    ledger.open()
+    assert ledger.aside
+    assert ledger.aside.read_bytes() == spoilt
+    assert (ledger.lost, ledger.trouble, ledger.open_incidents()) == ("", "", [])
+    assert ledger.take(report(replace(XID, moment="b/2"), standing=(LINK.moment,)), T + 2) == [1]
+    assert ledger.unknown("n1", [LINK.moment]) == [LINK.moment]
+
+
+def test_a_wal_that_was_cut_off_is_read_anew(ledger: Ledger, file: Path) -> None:
+    """SQLite calls what is missing of it an I/O error, for as long as the file stays open."""
+    ledger.take(report(XID), T)
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        other.execute("INSERT INTO pauses VALUES (99, '', 0, 1, '', '')")  # so that nothing in memory counts
+        other.execute("UPDATE incidents SET count = 7")
+    os.truncate(file.with_name(f"{file.name}-wal"), 0)
+    with pytest.raises(LedgerError, match="disk I/O error"):
+        ledger.take(report(LINK), T)
+    assert ledger.take(report(LINK), T) == [2]
+    assert [one.count for one in ledger.open_incidents()] == [1, 1]
+
+
+def test_a_ledger_that_has_vanished_is_not_written_to(ledger: Ledger, file: Path) -> None:
+    ledger.take(report(XID), T)
+    ledger.take(report(), T)
+    file.unlink()
+    assert only(ledger)  # what it held is known still
+    with pytest.raises(LedgerLost, match="vanished"):
+        ledger.hold(1, "paused")
+    ledger.open()
+    assert ledger.open_incidents() == []
+    ledger.take(report(), T)  # no news to the last one, but to this
+    assert ledger.node("n1") is not None
+    assert ledger.aside
+    assert sorted(path.name for path in file.parent.glob("*.corrupt-*")) == [
+        f"{ledger.aside.name}-shm", f"{ledger.aside.name}-wal"]  # fmt: skip
+
+
+def test_another_ledger_in_its_place_is_taken_up(ledger: Ledger, file: Path, tmp_path: Path) -> None:
+    other = Ledger(url(tmp_path / "other.db"))
+    other.take(report(LINK), T)
+    other.engine.dispose()
+    ledger.take(report(XID), T)
+    for end in ("-wal", "-shm"):
+        file.with_name(file.name + end).unlink()
+    (tmp_path / "other.db").rename(file)
+    with pytest.raises(LedgerLost, match="another file"):
+        ledger.take(report(XID), T)
+    ledger.open()
+    assert only(ledger).code == "IB_PORT_DOWN"
+    assert ledger.aside is None
+
+
+def test_a_folder_that_is_away_is_a_trouble_until_it_is_back(
+    ledger: Ledger, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.take(report(XID), T)
+    away = file.parent.rename(file.parent.with_name("away"))
+    for _ in range(3):
+        with pytest.raises(LedgerError, match="folder has vanished"):
+            ledger.take(report(LINK), T)
+    assert "folder has vanished" in ledger.trouble
+    assert len(errors(caplog)) == 1
+    away.rename(file.parent)
+    assert ledger.take(report(LINK), T) == [2]
+    assert ledger.trouble == ""
 
 
 def test_a_ledger_survives_reopening(file: Path) -> None:
@@ -499,7 +637,7 @@ def test_a_ledger_survives_reopening(file: Path) -> None:
     again.engine.dispose()
 
 
-def test_a_full_disk_is_said_and_survived(ledger: Ledger) -> None:
+def test_a_full_disk_is_said_and_survived(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     ledger.take(report(XID), T)
 
     def bounded(connection: sqlite3.Connection, _: Any) -> None:
@@ -509,13 +647,80 @@ def test_a_full_disk_is_said_and_survived(ledger: Ledger) -> None:
     ledger.engine.dispose()
     sa.event.listen(ledger.engine, "connect", bounded)
     storm = [replace(XID, moment=f"c/{n}", evidence="x" * 900) for n in range(500)]
-    with pytest.raises(LedgerError, match=r"ledger\.db: database or disk is full"):
-        ledger.take(report(*storm), T + 1)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=r"ledger\.db: database or disk is full \(make room"):
+            ledger.take(report(*storm), T + 1)
+        ledger.close_quiet(T, 60)  # which has nothing to write, so it is no proof of room
+        assert "disk is full" in ledger.trouble
+    assert len(errors(caplog)) == 1
     assert only(ledger).count == 1  # all of the report or nothing
     sa.event.remove(ledger.engine, "connect", bounded)
     ledger.engine.dispose()
     assert ledger.take(report(*storm), T + 2)
     assert only(ledger).count == 501
+    assert ledger.trouble == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 6 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("the disk that is full for real needs a mount, which is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with ballast.open("ab", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(b"x" * 4096)
+    return ballast
+
+
+def test_what_was_kept_on_a_disk_that_fills_up_stays_kept(small_disk: Path) -> None:
+    """The -wal cannot grow, nor can the file at a checkpoint: what was said to be written is, all of it."""
+    ledger = Ledger(url(small_disk / "ledger.db"))
+
+    def told(number: int) -> NodeReport:
+        return report(replace(XID, device=f"d{number}", moment=f"b/{number}", evidence="x" * 900))
+
+    kept = [number for number in range(20) if ledger.take(told(number), T)]
+    ballast = fill(small_disk)
+    for number in range(20, 2000):
+        try:
+            ledger.take(told(number), T)
+        except LedgerError:
+            break
+        kept.append(number)
+    else:
+        raise AssertionError("the disk never was full")
+    assert ledger.trouble
+    assert [one.device for one in ledger.open_incidents()] == [f"d{number}" for number in kept]
+    ledger.engine.dispose()  # as after a kill: without a last checkpoint, there is no room for one
+    ballast.unlink()
+    again = Ledger(url(small_disk / "ledger.db"))
+    assert again.aside is None
+    assert [one.device for one in again.open_incidents()] == [f"d{number}" for number in kept]
+    assert ledger.take(told(2000), T)
+    assert ledger.trouble == ""
+    again.engine.dispose()
+    ledger.engine.dispose()
+
+
+def test_a_ledger_that_is_read_only_is_a_trouble(ledger: Ledger) -> None:
+    def read_only(connection: sqlite3.Connection, _: Any) -> None:
+        connection.execute("PRAGMA query_only=1").close()
+
+    ledger.engine.dispose()
+    sa.event.listen(ledger.engine, "connect", read_only)
+    with pytest.raises(LedgerError, match=r"readonly database .*writable for uid"):
+        ledger.take(report(XID), T)
+    sa.event.remove(ledger.engine, "connect", read_only)
+    assert ledger.take(report(XID), T)  # as soon as it can be written, without a restart
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
@@ -537,20 +742,153 @@ def test_a_ledger_of_a_newer_release_is_said_and_left_as_it_is(ledger: Ledger, f
     assert [path.name for path in file.parent.iterdir() if "corrupt" in path.name] == []
 
 
-def test_a_ledger_that_another_process_locks_is_said(ledger: Ledger, file: Path) -> None:
-    def impatient(connection: sqlite3.Connection, _: Any) -> None:
-        connection.execute("PRAGMA busy_timeout=1").close()
+@pytest.mark.parametrize("url", ["", "no url", "nosuch://x"])
+def test_a_url_that_is_none_is_said(url: str) -> None:
+    with pytest.raises(WrongLedger, match=r"^\[ledger\] url: "):
+        Ledger(url)
 
-    ledger.engine.dispose()
-    sa.event.listen(ledger.engine, "connect", impatient)
-    other = sqlite3.connect(file)
-    try:
-        other.execute("BEGIN IMMEDIATE")
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root can read everything, so the test is not root for a while."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(me)
+
+
+def test_a_ledger_that_may_not_be_read_is_not_taken_for_corrupt(nobody: None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "ledger.db")
+        file.write_bytes(b"whatever it holds")
+        file.chmod(0)
+        with pytest.raises(LedgerError, match=r"ledger\.db: unable to open .*must be writable for uid"):
+            Ledger(url(file))
+        assert [path.name for path in file.parent.iterdir()] == ["ledger.db"]
+
+
+@pytest.fixture
+def locked(ledger: Ledger, file: Path) -> Iterator[sqlite3.Connection]:
+    """An admin's sqlite3 in the middle of something."""
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    yield other
+    other.close()
+
+
+def test_a_ledger_that_is_locked_at_the_start_is_said_and_left_as_it_is(
+    ledger: Ledger, locked: sqlite3.Connection, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "PATIENCE", 1)
+    with pytest.raises(LedgerError, match=r"ledger\.db: database is locked \(another program"):
+        Ledger(url(file))
+    assert not list(file.parent.glob("*.corrupt-*"))
+
+
+def test_a_lock_holds_up_nothing_but_the_write_and_loses_nothing(
+    ledger: Ledger, locked: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
         with pytest.raises(LedgerError, match="locked"):
-            ledger.take(report(XID), T)
+            ledger.take(report(XID, LINK), T)
+        with pytest.raises(LedgerError, match="locked"):
+            ledger.drained("n1", "slurm-health: x", 1, T)
         assert ledger.open_incidents() == []  # readers go on
-    finally:
-        other.close()
+    assert len(errors(caplog)) == 1
+    with ledger.engine.connect() as connection:  # who knows of the trouble does not wait for it
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 0
+    locked.execute("COMMIT")
+    assert ledger.take(report(XID, LINK), T + 9) == [1, 2]
+    assert ledger.take(report(XID, LINK), T + 9) == []
+    assert [one.count for one in ledger.open_incidents()] == [1, 1]
+    assert ledger.trouble == ""
+
+
+def test_a_quiet_report_tries_whether_the_trouble_is_over(
+    ledger: Ledger, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked.execute("COMMIT")
+    ledger.take(report(), T)
+    locked.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(LedgerError):
+        ledger.close(1, "an admin, who does not try again", T)
+    locked.execute("COMMIT")
+    assert ledger.take(report(), T + 1) == []
+    assert ledger.trouble  # one a second is enough
+    monkeypatch.setattr(ledger_module, "RETRY", 0.0)
+    ledger.take(report(), T + 2)
+    assert ledger.trouble == ""
+
+
+# -- what nobody told it, and what it was told already
+
+
+def test_what_stands_and_was_never_told_is_asked_for(ledger: Ledger) -> None:
+    assert ledger.unknown("n1", []) == []
+    ledger.take(report(LINK, standing=(LINK.moment, "b/x")), T)
+    assert ledger.unknown("n1", [LINK.moment, "b/x"]) == ["b/x"]
+    assert ledger.unknown("n2", [LINK.moment]) == [LINK.moment]
+    ledger.acknowledge([1], T)
+    assert ledger.unknown("n1", [LINK.moment]) == []
+    ledger.close(1, "alice", T)
+    assert ledger.unknown("n1", [LINK.moment]) == []
+
+
+def test_what_was_closed_while_it_stands_is_not_forgotten_before_it_has_cleared(ledger: Ledger) -> None:
+    ledger.take(report(LINK), T)
+    ledger.close(1, "alice", T + 1)
+    ledger.take(report(standing=(LINK.moment,)), T + 2)
+    ledger.forget(T + 9)
+    assert ledger.unknown("n1", [LINK.moment]) == []
+    assert ledger.take(report(standing=()), T + 10) == []  # no news: it was closed
+    closed = ledger.incident(1)
+    assert closed
+    assert (closed.closed, closed.closed_by, closed.cleared) == (T + 1, "alice", T + 10)
+    ledger.forget(T + 11)
+    assert ledger.incident(1) is None
+
+
+def changes(ledger: Ledger) -> int:
+    with ledger.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        return int(driver.total_changes)
+
+
+def test_a_report_without_news_is_not_written(ledger: Ledger, file: Path) -> None:
+    ledger.take(report(LINK), T)
+    ledger.take(report(standing=(LINK.moment,)), T + 1)
+    before = changes(ledger)
+    for _ in range(3):
+        assert ledger.take(report(standing=(LINK.moment,)), T + 2) == []
+    assert changes(ledger) == before
+    ledger.take(report(standing=(LINK.moment,), blind={"gpu": "no answer"}), T + 3)
+    ledger.take(report(standing=(LINK.moment,), boot="c"), T + 4)
+    row = ledger.node("n1")
+    assert row
+    assert (row.boot, row.blind, row.reported) == ("c", "", T + 4)
+    ledger.acknowledge([1], T + 5)
+    assert ledger.take(report(standing=(LINK.moment,), boot="c"), T + 6) == []
+    assert ledger.take(report(standing=(), boot="c"), T + 7) == [1]  # its end is noticed all the same
+
+
+def test_the_first_report_after_a_restart_is_written(ledger: Ledger, file: Path) -> None:
+    ledger.take(report(LINK), T)
+    again = Ledger(url(file))
+    assert again.take(report(standing=()), T + 1) == [1]
+    again.engine.dispose()
+
+
+def test_a_report_that_could_not_be_kept_is_not_taken_for_known(
+    ledger: Ledger, locked: sqlite3.Connection
+) -> None:
+    locked.execute("COMMIT")
+    ledger.take(report(LINK), T)
+    locked.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(LedgerError):
+        ledger.take(report(standing=()), T + 1)
+    locked.execute("COMMIT")
+    assert ledger.take(report(standing=()), T + 2) == [1]
 
 
 # -- the schema
@@ -563,12 +901,129 @@ def test_the_migrations_make_what_the_code_expects(ledger: Ledger) -> None:
 
 
 def test_durable_enough(ledger: Ledger) -> None:
+    ledger.take(report(), T)
     with ledger.engine.connect() as connection:
         said = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         }
-    assert said == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 5000, "synchronous": 1}
+    assert said == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 100, "synchronous": 1}
+
+
+def test_a_ledger_of_the_first_release_is_brought_up_to_date_with_all_it_holds(file: Path) -> None:
+    file.parent.mkdir()
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(Path(ledger_module.__file__).parent / "migrations"))
+    engine = sa.create_engine(url(file))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO incidents VALUES"
+            " (1, 'n1', 'GPU_XID_79', 'd', 2, 'now', 't', 1, 1, 0, 'b/1', 1, 1, 0, 0, 0, '', '')"
+        )
+    engine.dispose()
+    ledger = Ledger(url(file))
+    test_the_migrations_make_what_the_code_expects(ledger)
+    assert (only(ledger).code, only(ledger).moment) == ("GPU_XID_79", "b/1")
+    ledger.engine.dispose()
+
+
+def test_a_migration_that_breaks_off_leaves_all_as_it_was(ledger: Ledger, file: Path) -> None:
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX ix_incidents_closed")  # the first that 0002 makes
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(LedgerError, match="already exists"):
+        Ledger(url(file))
+    with ledger.engine.connect() as connection:
+        names = {index["name"] for index in sa.inspect(connection).get_indexes("incidents")}
+    assert "ix_incidents_closed" not in names
+
+
+CALLS: dict[str, Callable[[Ledger, Incident], object]] = {
+    "take": lambda ledger, _: ledger.take(report(replace(XID, moment="b/2")), T),
+    "acknowledge": lambda ledger, _: ledger.acknowledge([1, 2], T),
+    "close": lambda ledger, _: ledger.close(2, "alice", T),
+    "hold": lambda ledger, _: ledger.hold(1, "paused"),
+    "close_quiet": lambda ledger, _: ledger.close_quiet(T, 60),
+    "forget": lambda ledger, _: ledger.forget(T + 9),
+    "intend": lambda ledger, _: ledger.intend(1, "drain", "n1", T),
+    "settle": lambda ledger, _: ledger.settle(1, "done", T),
+    "would": lambda ledger, _: ledger.would(1, "drain", "n1", "paused", T),
+    "drained": lambda ledger, _: ledger.drained("n1", "slurm-health: x", 1, T),
+    "touch": lambda ledger, incident: touch(ledger, incident, job=8),
+    "victim": lambda ledger, _: ledger.victim(1, refused=T),
+    "pause": lambda ledger, _: ledger.pause("", 0.0, "", "alice", T),
+    "unpause": lambda ledger, _: ledger.unpause(""),
+    "together": lambda ledger, _: ledger_together(ledger),
+}
+QUESTIONS: dict[str, Callable[[Ledger], object]] = {
+    "unknown": lambda ledger: ledger.unknown("n1", [LINK.moment]),
+    "open_incidents": lambda ledger: ledger.open_incidents(),
+    "of nodes": lambda ledger: ledger.open_incidents(["n1", "n2"]),
+    "nodes_in_question": lambda ledger: ledger.nodes_in_question(T),
+    "attempts": lambda ledger: ledger.attempts("drain", T),
+    "hurts": lambda ledger: ledger.hurts(7, T),
+    "incident": lambda ledger: ledger.incident(1),
+    "latest": lambda ledger: ledger.latest("n1", T),
+    "unsettled": lambda ledger: ledger.unsettled("drain", "n1"),
+    "drained_since": lambda ledger: ledger.drained_since(T),
+    "under way": lambda ledger: ledger.drained_since(0, under_way=True),
+    "node": lambda ledger: ledger.node("n1"),
+    "out_by_us": lambda ledger: ledger.out_by_us(),
+    "pending_victims": lambda ledger: ledger.pending_victims(),
+    "pauses": lambda ledger: ledger.pauses(T),
+    "stories": lambda ledger: ledger.stories(),
+    "stories of a job": lambda ledger: ledger.stories(job=7, every=True),
+    "stories of a node": lambda ledger: ledger.stories(node="n1"),
+}
+
+
+def ledger_together(ledger: Ledger) -> None:
+    with ledger.together(), ledger.together():
+        ledger.hold(1, "paused")
+        assert ledger.open_incidents()
+        ledger.hold(2, "paused")
+
+
+def asked(ledger: Ledger, call: Callable[[], object]) -> list[tuple[str, Any]]:
+    """The statements that it runs."""
+    found: list[tuple[str, Any]] = []
+
+    def listen(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        found.append((statement, parameters))
+
+    sa.event.listen(ledger.engine, "before_cursor_execute", listen)
+    call()
+    sa.event.remove(ledger.engine, "before_cursor_execute", listen)
+    return found
+
+
+@pytest.mark.parametrize("name", [*CALLS, *QUESTIONS])
+def test_each_call_is_one_transaction_that_reads_no_whole_table(ledger: Ledger, name: str) -> None:
+    """A writer has its lock before it reads what it decides on."""
+    ledger.take(report(XID, LINK), T)
+    incident = ledger.open_incidents()[0]
+    touch(ledger, incident)
+    ledger.intend(1, "requeue", "7", T)
+    if name in CALLS:
+        statements = asked(ledger, lambda: CALLS[name](ledger, incident))
+    else:
+        statements = asked(ledger, lambda: QUESTIONS[name](ledger))
+    begins = [statement for statement, _ in statements if statement.startswith("BEGIN")]
+    assert begins == [statements[0][0]] == (["BEGIN IMMEDIATE"] if name in CALLS else ["BEGIN"])
+    if "pause" in name:
+        return  # a handful of rows
+    with ledger.engine.connect() as connection:
+        for statement, parameters in statements:
+            if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                assert [row.detail for row in plan if "SCAN" in row.detail] == [], statement
+
+
+def test_all_that_the_ledger_can_do_is_among_these() -> None:
+    public = {name for name, what in vars(Ledger).items() if callable(what) and not name.startswith("_")}
+    assert public - {"open"} == {*CALLS, *QUESTIONS} & public
 
 
 # -- all of it

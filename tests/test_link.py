@@ -29,6 +29,7 @@ class Controller:
             self.port = int(probe.getsockname()[1])
         self.reports: list[NodeReport] = []
         self.connections = 0
+        self.unknown: list[str] | None = None  # which moments it asks for; None as an older release
         self.status, self.answer = 200, b""  # what to answer instead of a decision
         self._decision = Decision()
         self._changed = threading.Condition()
@@ -96,6 +97,8 @@ class Controller:
         with self._changed:
             if path == "/v1/report":
                 self.reports.append(wire.node_report(body))
+                if self.unknown is not None:
+                    return json.dumps(wire.plain(self._decision) | {"unknown": self.unknown}).encode()
             else:
                 known = json.loads(body)["known"]
                 self._changed.wait_for(
@@ -135,6 +138,7 @@ class Node:
         self.controller = controller
         self.composed = 0
         self.heard: list[NodeReport] = []
+        self.unknown: list[frozenset[str]] = []
         self.decided: list[Decision] = []
         self.broken = self.over = False
         self.link = Link(
@@ -142,7 +146,7 @@ class Node:
             self.signature,
             "n1",
             self.compose,
-            self.heard.append,
+            self.hear,
             self.decided.append,
         )
 
@@ -151,6 +155,10 @@ class Node:
         if self.broken:
             raise RuntimeError("nothing can be said now")
         return NodeReport("n1", verdict=str(self.composed))
+
+    def hear(self, report: NodeReport, unknown: frozenset[str]) -> None:
+        self.unknown.append(unknown)
+        self.heard.append(report)
 
     def follows(self, decision: Decision) -> bool:
         return self.decided[-1:] == [decision]
@@ -289,3 +297,25 @@ def test_a_key_that_is_not_there_yet_is_waited_for(controller: Controller, node:
     assert "No such file" in node.link.trouble
     away.rename(controller.key)
     wait(lambda: node.heard)
+
+
+def test_what_the_controller_never_heard_of_comes_with_the_receipt(
+    node: Node, controller: Controller
+) -> None:
+    node.link.start()
+    wait(lambda: node.heard)
+    controller.unknown = ["b/1"]
+    node.link.poke()
+    wait(lambda: len(node.heard) == 2)
+    assert node.unknown == [frozenset(), {"b/1"}]
+
+
+def test_a_controller_that_takes_no_reports_is_said_once(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its decisions come all the while: its ledger's disk is full."""
+    for _ in range(3):
+        node.link._mourn(link_module.REPORT, wire.Refused("503 the ledger"))
+        node.link._rejoice(link_module.DECISION)
+    assert node.link.trouble == "503 the ledger"
+    assert [record.getMessage().endswith("503 the ledger") for record in caplog.records] == [True]

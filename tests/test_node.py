@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -418,6 +418,27 @@ def test_more_findings_than_one_report_holds_are_told_in_turn(here: NodeDaemon) 
     here.link.news.clear()
     here._receipt(second)
     assert not here.link.news.is_set()
+    assert here.compose().opened == ()
+
+
+def test_what_stands_and_is_unknown_to_the_controller_is_told_again(here: NodeDaemon) -> None:
+    here.epoch -= 60
+    here._judge([Reading("infiniband.down", "mlx5_0/1", True, "state DOWN")])
+    here.epoch += 60
+    here._judge([Reading("infiniband.down", "mlx5_0/1", True, "state DOWN")])
+    told = here.compose()
+    [stands] = told.opened
+    here._receipt(told)
+    here.link.news.clear()
+    here._receipt(here.compose(), frozenset({"another"}))  # one that has cleared meanwhile
+    assert here.compose().opened == ()
+    here._receipt(here.compose(), frozenset({stands.moment}))
+    assert here.link.news.is_set()
+    [again] = here.compose().opened
+    assert replace(again, since=0.0) == replace(stands, since=0.0)
+    assert abs(again.since - stands.since) < 1
+    assert stands.moment in here.spool.path.read_text()
+    here._receipt(here.compose())
     assert here.compose().opened == ()
 
 

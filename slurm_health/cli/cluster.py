@@ -27,13 +27,15 @@ def _ask(config_file: str | None, method: str, target: str, body: dict[str, Any]
 def status(as_json: bool, config_file: str | None) -> None:
     """Show the cluster: mode, silent and drained nodes, open incidents.
 
-    Exit status: 0 ok, 1 warning, 2 critical, 3 unknown (the controller does not answer).
+    Exit status: 0 ok, 1 warning, 2 critical, 3 unknown (the controller does not answer, or cannot act for
+    want of Slurm or its ledger).
     """
     from slurm_health import text
 
     said = _ask(config_file, "GET", "/v1/status")
     show(said, as_json, text.status)
-    sys.exit(LEVELS["unknown"] if said["slurm"]["trouble"] else LEVELS[said["worst"]])
+    unknown = said["slurm"]["trouble"] or said["ledger"]["trouble"]
+    sys.exit(LEVELS["unknown"] if unknown else LEVELS[said["worst"]])
 
 
 @click.group(cls=Group, invoke_without_command=True)

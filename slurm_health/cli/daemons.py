@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from slurm_health.cli.shell import EX_UNAVAILABLE, config_option, hostname, load_config, root_option
+from slurm_health.cli.shell import (
+    EX_CONFIG,
+    EX_IOERR,
+    EX_UNAVAILABLE,
+    config_option,
+    hostname,
+    load_config,
+    root_option,
+)
 
 
 def _log(verbose: bool) -> None:
@@ -35,6 +43,18 @@ class CannotStart(click.ClickException):
     """Its exit status must not read as a sick node."""
 
     exit_code = EX_UNAVAILABLE
+
+
+class NoLedger(CannotStart):
+    """Trying again may help: systemd does."""
+
+    exit_code = EX_IOERR
+
+
+class Misconfigured(CannotStart):
+    """Trying again does not help."""
+
+    exit_code = EX_CONFIG
 
 
 @click.command()
@@ -76,7 +96,7 @@ def controller(config_file: str | None, verbose: bool) -> None:
     import asyncio
 
     from slurm_health.controller import Controller
-    from slurm_health.ledger import Ledger, LedgerError
+    from slurm_health.ledger import Ledger, LedgerError, WrongLedger
     from slurm_health.slurm.scontrol import Commands
     from slurm_health.web import serve
     from slurm_health.wire import Refused
@@ -85,11 +105,18 @@ def controller(config_file: str | None, verbose: bool) -> None:
     _log(verbose)
     try:
         ledger = Ledger(config.ledger.url)
-        if ledger.aside:
-            logging.error("the ledger was corrupt: it lies in %s now, a new one was begun", ledger.aside)
-        slurm = Commands(config.slurm.conf, config.slurm.bin, config.slurm.deadline)
-        asyncio.run(serve(config, ledger, Controller(config, ledger, slurm)))
-    except (LedgerError, Refused) as error:
+        while True:
+            slurm = Commands(config.slurm.conf, config.slurm.bin, config.slurm.deadline)
+            asyncio.run(serve(config, ledger, Controller(config, ledger, slurm)))
+            if not ledger.lost:
+                break
+            # As after a crash: what the controller remembers goes with its ledger, all is asked again.
+            ledger.open()
+    except WrongLedger as error:
+        raise Misconfigured(str(error)) from None
+    except LedgerError as error:
+        raise NoLedger(str(error)) from None
+    except Refused as error:
         raise CannotStart(str(error)) from None
     except OSError as error:
         raise CannotStart(f"cannot serve on port {config.address[1]}: {error.strerror}") from None

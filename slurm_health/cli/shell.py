@@ -15,6 +15,7 @@ import click
 LEVELS = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
+EX_IOERR = 74
 EX_CONFIG = 78
 
 
