@@ -76,7 +76,7 @@ class Controller:
         self.woken = asyncio.Event()
         self.inventory: dict[str, Node] = {}
         self.inventory_at = 0.0
-        self.counting = asyncio.Lock()  # one asks for the inventory, the others wait for it
+        self.counting: asyncio.Task[dict[str, Node]] | None = None  # asks for it, on behalf of all who wait
         self.began = time.time()
 
     @property
@@ -135,16 +135,17 @@ class Controller:
 
     async def nodes(self) -> dict[str, Node]:
         """Slurm's nodes, at most a minute old. A stale list is better than none."""
-        async with self.counting:
-            if time.monotonic() - self.inventory_at > INVENTORY or not self.inventory:
-                try:
-                    self.inventory = await self.slurm.nodes()
-                    self.inventory_at = time.monotonic()
-                except SlurmError as error:
-                    if not self.inventory:
-                        raise
-                    self.outage.slurm(error)
-            return self.inventory
+        if time.monotonic() - self.inventory_at > INVENTORY or not self.inventory:
+            if self.counting is None or self.counting.done():
+                self.counting = asyncio.create_task(self.slurm.nodes())
+            try:
+                self.inventory = await asyncio.shield(self.counting)
+                self.inventory_at = time.monotonic()
+            except SlurmError as error:
+                if not self.inventory:
+                    raise
+                self.outage.slurm(error)
+        return self.inventory
 
     # The loops
 

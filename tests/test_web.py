@@ -382,6 +382,29 @@ async def test_a_silent_slurm_is_said(tmp_path: Path) -> None:
         assert (await here.get("/v1/status"))["slurm"]["trouble"] == "no answer in 10 s"
 
 
+@asynchronous
+async def test_all_who_wait_for_the_list_of_nodes_wait_for_one_question(tmp_path: Path) -> None:
+    """One after the other they would wait a deadline each, and `status` would not come."""
+    asked, answers = 0, asyncio.Event()
+
+    class Slow(FakeSlurm):
+        async def nodes(self, names: Iterable[str] = ()) -> dict[str, Node]:
+            nonlocal asked
+            asked += 1
+            await answers.wait()
+            return await super().nodes(names)
+
+    async with site(tmp_path, Slow(silent=True)) as here:
+        waiting = [asyncio.create_task(here.controller.nodes()) for _ in range(20)]
+        await asyncio.sleep(0)
+        answers.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(result) for result in results} == {Unreachable}
+        assert asked == 1
+        here.slurm.silent = False
+        assert set(await here.controller.nodes()) == {"n1", "n2"}
+
+
 # -- what people see
 
 
