@@ -7,12 +7,15 @@ back (`heard`). Each thread keeps one HTTP/1.1 connection open.
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from slurm_health import wire
 
@@ -105,7 +108,8 @@ class Link(threading.Thread):
         words = str(error) or type(error).__name__
         if words not in self.troubles.copy().values():
             ours = not isinstance(error, USUAL)
-            log.warning("controller %s:%d: %s", *self.address, words, exc_info=error if ours else None)
+            said = wire.clean(words)
+            log.warning("controller %s:%d: %s", *self.address, said, exc_info=error if ours else None)
         self.troubles[target] = words
 
     def _rejoice(self, target: str) -> None:
@@ -115,18 +119,27 @@ class Link(threading.Thread):
 
 
 class _Post:
-    """A signed POST over a connection that is kept; made again when it broke."""
+    """A signed POST over a connection that is kept; made again when it broke. The answer is there within the
+    timeout, however its bytes drip, and bounded."""
 
     def __init__(
         self, address: tuple[str, int], signature: Callable[[], wire.Signature], timeout: float
     ) -> None:
-        self.signature = signature
+        self.signature, self.timeout = signature, timeout
+        self.end = 0.0  # when the answer must be there (monotonic)
         self.connection = http.client.HTTPConnection(*address, timeout=timeout)
+        self.connection.response_class = self._response  # type: ignore[assignment]
+
+    def _response(self, line: socket.socket, *arguments: Any, **named: Any) -> http.client.HTTPResponse:
+        return http.client.HTTPResponse(_Until(line, self.end), *arguments, **named)  # type: ignore[arg-type]
 
     def __call__(self, target: str, body: bytes) -> bytes:
         try:
             seal = self.signature().sign(wire.payload("POST", target, body))
             headers = {"Authorization": seal, "Content-Type": "application/json"}
+            if self.connection.sock:
+                self.connection.sock.settimeout(self.timeout)
+            self.end = time.monotonic() + self.timeout
             self.connection.request("POST", target, body, headers)
             response = self.connection.getresponse()
             answer = response.read(wire.LIMIT)
@@ -136,3 +149,28 @@ class _Post:
         if response.status != 200:
             raise wire.Refused(f"{response.status} {answer[:200].decode(errors='replace').strip()}")
         return answer
+
+
+class _Until(io.RawIOBase):
+    """Reads from a socket until a moment. HTTPResponse takes it for the socket itself."""
+
+    def __init__(self, line: socket.socket, end: float) -> None:
+        self.line, self.end = line, end
+        self.raw = line.makefile("rb", buffering=0)
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        seconds = self.end - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("the answer takes too long")
+        self.line.settimeout(seconds)
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()

@@ -1,5 +1,6 @@
 """A node's line to its controller: what is news goes out at once, decisions come in, silence is survived."""
 
+import itertools
 import json
 import socket
 import threading
@@ -319,3 +320,64 @@ def test_a_controller_that_takes_no_reports_is_said_once(
         node.link._rejoice(link_module.DECISION)
     assert node.link.trouble == "503 the ledger"
     assert [record.getMessage().endswith("503 the ledger") for record in caplog.records] == [True]
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ENDLESS = [
+    (b"HTTP/1.1 200 O", b"K"),
+    (HEAD, b"X: y\r\n"),
+    (HEAD + b"X: ", b"y"),
+    (HEAD + b"Content-Length: 9\r\n\r\n", b""),
+    (HEAD + b"\r\n", b"x"),
+    (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    (b"", b"\xff\x00"),
+]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02], ids=["flood", "drip"])
+@pytest.mark.parametrize(("begin", "rest"), ENDLESS)
+def test_an_answer_that_never_ends_is_not_waited_for(
+    controller: Controller,
+    node: Node,
+    monkeypatch: pytest.MonkeyPatch,
+    begin: bytes,
+    rest: bytes,
+    pause: float,
+) -> None:
+    monkeypatch.setattr(link_module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(wire, "LONG_POLL", 0.0)
+    monkeypatch.setattr(wire, "LIMIT", 100_000)
+    controller.stop()
+    over = threading.Event()
+    asked = itertools.count()
+    with socket.create_server(controller.address) as server:
+
+        def never_end(line: socket.socket) -> None:
+            with line:
+                try:
+                    line.recv(1)
+                    next(asked)
+                    line.sendall(begin)
+                    while not over.wait(pause if rest else 0.02):
+                        line.sendall(rest if pause else rest * 1000)
+                except OSError:
+                    return  # it did not wait
+
+        def accept() -> None:
+            while not over.is_set():
+                try:
+                    line, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=never_end, args=(line,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        node.link.start()
+        wait(lambda: node.composed > 2)
+        assert node.link.troubles.get(link_module.REPORT)
+        assert node.heard == []
+        over.set()
+        server.shutdown(socket.SHUT_RDWR)
+    controller.start()
+    wait(lambda: node.heard)
