@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -151,6 +152,7 @@ pauses = sa.Table(
 LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
 NO_ANSWER = "no answer"  # the outcome of an act that may have happened, or may yet
 EVIDENCE = 1000  # lines kept for one incident: a storm must not fill the disk
+EVIDENCE_LISTED = 10  # lines of each incident where many are listed
 PATIENCE = 5000  # milliseconds that the start waits for another program's lock
 SHORT_PATIENCE = 100  # the same while serving, where all wait with it
 RETRY = 1.0  # seconds after which a report that says nothing new tries whether a trouble is over
@@ -182,6 +184,12 @@ class LedgerLost(LedgerError):
     """What was in use is corrupt or gone. Nothing works until `open` has begun anew."""
 
 
+class _Shared(threading.local):
+    """The transaction of `together`: of its thread only, people's questions are answered on others."""
+
+    connection: Connection | None = None
+
+
 class Ledger:
     """The one writer of the database. Each method is one short transaction: all of it or nothing, and what
     one reads is of one moment. `trouble` says why the last write failed, "" when it did not."""
@@ -208,7 +216,7 @@ class Ledger:
         self.corrupt = False
         self.when_lost: Callable[[], object] = lambda: None
         self.aside: Path | None = None  # where a corrupt file was put since the process began
-        self.shared: Connection | None = None  # the transaction of `together`
+        self.shared = _Shared()
         self.told: dict[str, tuple[str, str, frozenset[str]]] = {}  # node -> what it last said that was new
         self.open()
 
@@ -283,16 +291,16 @@ class Ledger:
     def together(self) -> Iterator[None]:
         """Have all that is written inside written at once, or not at all. Nothing may be awaited inside."""
         with self._transaction() as connection:
-            outer, self.shared = self.shared, connection
+            outer, self.shared.connection = self.shared.connection, connection
             try:
                 yield
             finally:
-                self.shared = outer
+                self.shared.connection = outer
 
     @contextmanager
     def _transaction(self, write: bool = True) -> Iterator[Connection]:
-        if self.shared is not None:
-            yield self.shared
+        if self.shared.connection is not None:
+            yield self.shared.connection
             return
         if self.lost:
             raise LedgerLost(self.lost)
@@ -487,6 +495,23 @@ class Ledger:
             query = query.where(incidents.c.node.in_(list(nodes)))
         with self._transaction(write=False) as connection:
             return [_incident(row) for row in connection.execute(query)]
+
+    def outlook(self, most: int) -> tuple[int, Severity, list[Incident]]:
+        """How many incidents are open, the worst severity of those not acknowledged, and the `most` worst."""
+        heeded = sa.case((incidents.c.acknowledged == 0, incidents.c.severity), else_=int(Severity.OK))
+        worst = sa.select(*_INCIDENT).filter_by(closed=0)
+        worst = worst.order_by(incidents.c.severity.desc(), incidents.c.id).limit(most)
+        with self._transaction(write=False) as connection:
+            many, severity = connection.execute(
+                sa.select(sa.func.count(), sa.func.max(heeded)).where(incidents.c.closed == 0)
+            ).one()
+            rows = [_incident(row) for row in connection.execute(worst)]
+            return many, Severity(severity or 0), rows
+
+    def troubled(self) -> list[str]:
+        """The nodes with an open incident."""
+        with self._transaction(write=False) as connection:
+            return list(connection.scalars(sa.select(incidents.c.node).filter_by(closed=0).distinct()))
 
     def incident(self, number: int) -> Incident | None:
         with self._transaction(write=False) as connection:
@@ -746,7 +771,7 @@ class Ledger:
         with self._transaction(write=False) as connection:
             found = [dict(row._mapping) for row in connection.execute(query)]
             numbers = [row["id"] for row in found]
-            lines = _by_incident(connection, evidence, numbers, evidence.c.at)
+            lines = _lines(connection, numbers, EVIDENCE if len(numbers) == 1 else EVIDENCE_LISTED)
             acts = _by_incident(connection, actions, numbers, actions.c.id)
             touched: dict[int, list[dict[str, Any]]] = {}
             for job_of in connection.execute(
@@ -757,12 +782,20 @@ class Ledger:
             ):
                 touched.setdefault(job_of.of, []).append(dict(job_of._mapping))
         for row in found:
-            row["evidence"] = [
-                {"at": line["at"], "line": line["line"]} for line in lines.get(row["id"], []) if line["line"]
-            ]
+            row["evidence"] = [{"at": line["at"], "line": line["line"]} for line in lines.get(row["id"], [])]
             row["actions"] = acts.get(row["id"], [])
             row["jobs"] = touched.get(row["id"], [])
         return found
+
+
+def _lines(connection: Connection, numbers: Sequence[int], most: int) -> dict[int, list[Any]]:
+    """The first lines of evidence of each incident."""
+    rank = sa.func.row_number().over(partition_by=evidence.c.incident, order_by=evidence.c.at).label("rank")
+    some = sa.select(evidence, rank).where(evidence.c.incident.in_(numbers), evidence.c.line != "").subquery()
+    found: dict[int, list[Any]] = {}
+    for row in connection.execute(sa.select(some).where(some.c.rank <= most).order_by(some.c.at)):
+        found.setdefault(row.incident, []).append(row._mapping)
+    return found
 
 
 def _by_incident(

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -961,6 +962,8 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "unknown": lambda ledger: ledger.unknown("n1", [LINK.moment]),
     "open_incidents": lambda ledger: ledger.open_incidents(),
     "of nodes": lambda ledger: ledger.open_incidents(["n1", "n2"]),
+    "outlook": lambda ledger: ledger.outlook(5),
+    "troubled": lambda ledger: ledger.troubled(),
     "nodes_in_question": lambda ledger: ledger.nodes_in_question(T),
     "attempts": lambda ledger: ledger.attempts("drain", T),
     "hurts": lambda ledger: ledger.hurts(7, T),
@@ -1018,7 +1021,9 @@ def test_each_call_is_one_transaction_that_reads_no_whole_table(ledger: Ledger, 
         for statement, parameters in statements:
             if statement.startswith(("SELECT", "UPDATE", "DELETE")):
                 plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-                assert [row.detail for row in plan if "SCAN" in row.detail] == [], statement
+                scans = [row.detail for row in plan if row.detail.startswith("SCAN")]
+                of_tables = [scan for scan in scans if not scan.startswith(("SCAN (subquery", "SCAN anon"))]
+                assert of_tables == [], statement
 
 
 def test_all_that_the_ledger_can_do_is_among_these() -> None:
@@ -1086,3 +1091,49 @@ def test_whatever_nodes_and_admins_do(shared: Ledger, steps: list[Any]) -> None:
 
 def rows_of(ledger: Ledger, incident: int) -> list[Any]:
     return [row for row in rows(ledger, ledger_module.evidence) if row.incident == incident]
+
+
+# -- at a glance
+
+
+def test_the_outlook_counts_all_and_shows_the_worst(ledger: Ledger) -> None:
+    assert ledger.outlook(5) == (0, Severity.OK, [])
+    assert ledger.troubled() == []
+    mild = [replace(LINK, severity=Severity.WARNING, device=f"mlx5_{n}/1", moment=f"b/{n}") for n in range(8)]
+    ledger.take(report(*mild), T)
+    ledger.take(replace(report(XID), node="n2"), T)
+    many, worst, shown = ledger.outlook(3)
+    assert (many, worst) == (9, Severity.CRITICAL)
+    assert [(one.node, one.id) for one in shown] == [("n2", 9), ("n1", 1), ("n1", 2)]
+    assert sorted(ledger.troubled()) == ["n1", "n2"]
+    ledger.acknowledge([9], T + 1)  # cannot end by itself: closed
+    assert ledger.outlook(3)[:2] == (8, Severity.WARNING)
+    ledger.acknowledge(range(1, 9), T + 1)
+    assert ledger.outlook(0) == (8, Severity.OK, [])
+    assert ledger.troubled() == ["n1"]
+
+
+def test_a_listing_shows_few_lines_of_each_incident(ledger: Ledger) -> None:
+    lines = 3 * ledger_module.EVIDENCE_LISTED
+    for device in ("a", "b"):
+        storm = [
+            replace(XID, device=device, moment=f"{device}/{n}", since=T - lines + n, evidence=str(n))
+            for n in range(lines)
+        ]
+        ledger.take(report(*storm), T)
+    for story in ledger.stories():
+        shown = [one["line"] for one in story["evidence"]]
+        assert shown == [str(n) for n in range(ledger_module.EVIDENCE_LISTED)]
+    [story] = ledger.stories(wanted=[1])
+    assert len(story["evidence"]) == lines
+
+
+def test_who_asks_on_another_thread_stays_out_of_a_transaction(ledger: Ledger) -> None:
+    seen: list[list[str]] = []
+    with ledger.together():
+        ledger.take(report(XID), T)
+        asking = threading.Thread(target=lambda: seen.append(ledger.troubled()))
+        asking.start()
+        asking.join()
+        seen.append(ledger.troubled())
+    assert seen == [[], ["n1"]]
