@@ -138,6 +138,8 @@ class Controller:
         if time.monotonic() - self.inventory_at > INVENTORY or not self.inventory:
             if self.counting is None or self.counting.done():
                 self.counting = asyncio.create_task(self.slurm.nodes())
+            elif self.inventory:
+                return self.inventory
             try:
                 self.inventory = await asyncio.shield(self.counting)
                 self.inventory_at = time.monotonic()
@@ -145,6 +147,8 @@ class Controller:
                 if not self.inventory:
                     raise
                 self.outage.slurm(error)
+                # A stopped slurmctld costs the deadline: not for each report in its turn.
+                self.inventory_at = time.monotonic() - INVENTORY + TICK
         return self.inventory
 
     # The loops
