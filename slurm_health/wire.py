@@ -9,6 +9,10 @@ defaults: an older node is understood.
     POST /v1/decision   {"node", "known"}: answered when the Decision is no longer `known`, or after 25 s
     GET  /v1/status  /v1/incidents  /v1/incidents/<id>  /v1/jobs/<id>
     POST /v1/incidents/<id>/close  /v1/pause  /v1/unpause
+
+A body has its Content-Length: at most LIMIT for a report, 64 KiB for anything else. A whole request is due
+within 10 s. The connection is kept for root and SlurmUser, and closed after every other answer. 429 says that
+a report of this node is being handled: what is not receipted is sent again, later.
 """
 
 from __future__ import annotations
