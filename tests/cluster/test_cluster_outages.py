@@ -32,7 +32,7 @@ def test_the_controller_was_down(cluster, kill):
     if kill:
         cluster.until(lambda: cluster.state(job), "FAILED")
     spool = cluster.box.layout.node(node) / "state/spool"
-    cluster.until(spool.read_text, lambda text: code in text)
+    cluster.until(lambda: spool.exists() and code in spool.read_text(), True)
     cluster.start("controller")
     all_followed_once(cluster, job, node, code)
 
