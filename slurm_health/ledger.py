@@ -672,6 +672,12 @@ class Ledger:
     def touch(self, incident: Incident, job: Job, restarts: int, refused: float, now: float) -> bool:
         """Note that the fault touches this run of the job; whether that was news."""
         with self._transaction() as connection:
+            if job.completing and restarts == job.restarts:
+                # Slurm counts a requeue before the run that it ends has left the node: that is no new run.
+                before = (victims.c.job == job.id) & (victims.c.restarts == restarts - 1)
+                run = sa.select(victims.c.id).join(touches).where(before, touches.c.incident == incident.id)
+                if connection.execute(run).first():
+                    return False
             same = connection.execute(
                 sa.select(victims).filter_by(job=job.id, restarts=restarts).order_by(victims.c.life.desc())
             ).first()

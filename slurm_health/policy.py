@@ -302,6 +302,9 @@ def treat(victim: Victim, job: Job | None, may: bool, now: float, start: float =
         return Settle("another job has its number")
     if job.completing and not job.reason.startswith(DEATHS):
         return Wait(hot=True)
+    if job.nodes and victim.node not in job.nodes and not job.completing:
+        # Noted while it left the node, requeued already: Slurm then shows the count of the run to come.
+        return Settle(f"this run was never on {victim.node}")
     if job.state in LIVE:
         return _live(victim, job, may, now)
     if job.state in DIED or job.completing:

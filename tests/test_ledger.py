@@ -258,7 +258,13 @@ def touch(ledger: Ledger, incident: Incident, now: float = T, **changes: Any) ->
     said = {"job": 7, "restarts": 0, "label": "7", "uid": 1000, "refused": 0.0, "began": 0.0, **changes}
     restarts, refused = said["restarts"], said["refused"]
     job = Job(
-        said["job"], said["label"], "RUNNING", restarts=restarts, uid=said["uid"], started=said["began"]
+        said["job"],
+        said["label"],
+        "RUNNING",
+        restarts=restarts,
+        uid=said["uid"],
+        started=said["began"],
+        completing=said.get("completing", False),
     )
     return ledger.touch(incident, job, restarts, refused, now)
 
@@ -274,6 +280,16 @@ def test_each_run_of_a_job_is_touched_once(ledger: Ledger) -> None:
     assert touch(ledger, xid, restarts=1)
     assert len(ledger.pending_victims()) == 2
     assert [len(story["jobs"]) for story in ledger.stories()] == [1, 2]
+
+
+def test_a_requeued_job_that_still_leaves_the_node_is_not_touched_again(ledger: Ledger) -> None:
+    """Slurm shows it with the restart count of the run to come."""
+    ledger.take(report(XID, LINK), T)
+    xid, link = ledger.open_incidents()
+    assert touch(ledger, xid)
+    assert not touch(ledger, xid, restarts=1, completing=True)
+    assert [one.restarts for one in ledger.pending_victims()] == [0]
+    assert touch(ledger, link, restarts=1, completing=True)  # nobody noted its first run
 
 
 def test_a_settled_run_is_not_taken_up_again(ledger: Ledger) -> None:

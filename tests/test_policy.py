@@ -428,6 +428,14 @@ def test_a_live_job_whose_device_is_lost_is_requeued_at_once() -> None:
         assert treat(victim(), job(state), may=False) == Wait()
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "CONFIGURING", "FAILED"])
+def test_a_run_that_was_never_on_the_node_is_not_touched(state: str) -> None:
+    leaving = job("PENDING", completing=True, restarts=1)
+    assert treat(victim(restarts=1), leaving) == Wait(hot=True)
+    again = job(state, restarts=1, nodes=("n2", "n3"), started=T + 1, ended=T + 2)
+    assert treat(victim(restarts=1), again) == Settle("this run was never on n1")
+
+
 @pytest.mark.parametrize("urgency", [Urgency.FINISH, Urgency.CHECKPOINT])
 def test_a_live_job_that_may_finish_is_watched_for_its_death_and_left(urgency: Urgency) -> None:
     assert treat(victim(urgency=urgency), job()) == Wait()

@@ -221,3 +221,17 @@ def test_mode_drain_drains_and_requeues_nothing(cluster):
         assert cluster.node_state(node) == "draining"
         assert (cluster.state(job), cluster.restarts(job)) == ("RUNNING", 0)
         assert incident["jobs"] == []
+
+
+def test_a_job_that_takes_its_time_to_end_is_requeued_once(cluster):
+    """Slurm shows it on the broken node with the restart count of its next run, for several looks."""
+    job = cluster.running("trap 'sleep 3; exit' TERM; sleep 300 & wait")
+    [node] = cluster.nodes_of(job)
+    cluster.inject(node, "ib-down", port=0)
+    requeued(cluster, job, node, many=1)
+    incident = cluster.ran_again(code="IB_PORT_DOWN")
+    assert [(one["job"], one["restarts"], one["outcome"]) for one in incident["jobs"]] == [
+        (job, 0, "runs again")
+    ]
+    assert len(done(incident, "requeue")) == 1
+    assert (cluster.state(job), cluster.restarts(job), len(cluster.runs(job))) == ("RUNNING", 1, 2)
