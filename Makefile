@@ -19,10 +19,11 @@ test: packages $(VENV)/.installed ## all tests, those on a real Slurm included (
 test-fast: $(VENV)/.installed ## the tests that need no Slurm and no root
 	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
 
-bench: packages $(VENV)/.installed ## all measurements, about an hour; prints markdown
+bench: packages $(VENV)/.installed ## all measurements, more than an hour; prints markdown
 	$(BIN)/python bench/prolog.py
 	$(BIN)/python bench/node.py
 	$(BIN)/python bench/requeue.py
+	$(BIN)/python bench/relaunch.py
 	$(BIN)/python bench/scale.py
 
 lint: $(VENV)/.linters ## ruff and mypy
