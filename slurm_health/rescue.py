@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TICK = 2.0  # seconds between looks at jobs of which nothing is expected
 HOT = 0.1  # seconds between looks at a job that is about to change
+LAUNCH = 30.0  # seconds within which a job that was sent off is seen running, or never
 REFUSAL = 600.0  # seconds in which a job that our prolog turned away is looked for
 REFUSALS = 3  # times that Slurm may reject the requeue of one job before it is given up
 COMMENT = 1000  # characters of AdminComment that we let grow
@@ -51,6 +53,8 @@ class Rescue:
         self.outage = outage
         self.changed = asyncio.Event()
         self.completing: dict[int, float] = {}  # victim -> when its job was last seen COMPLETING
+        self.had: dict[int, frozenset[str]] = {}  # victim -> the nodes that it was seen on
+        self.starting: dict[int, float] = {}  # victim -> until when no other may start on a node that it had
         self.site: Site | None = None
         self.site_trouble = ""
 
@@ -150,7 +154,7 @@ class Rescue:
             with self.outage.survived("jobs"):
                 await self.learn_site()
                 victims = self.ledger.pending_victims()
-                self.completing = {one.id: self.completing.get(one.id, 0.0) for one in victims}
+                self._forget(victims)
                 jobs = await self.slurm.jobs(victim.job for victim in victims)
                 if victims:
                     self.outage.over()
@@ -172,6 +176,22 @@ class Rescue:
     @property
     def forgets_slowly(self) -> bool:
         return self.site is None or self.site.forgets_slowly
+
+    def _forget(self, victims: Iterable[Victim]) -> None:
+        """What was remembered of jobs whose story has ended."""
+        now = time.time()
+        self.completing = {one.id: self.completing.get(one.id, 0.0) for one in victims}
+        self.starting = {number: until for number, until in self.starting.items() if until > now}
+        known = self.completing.keys() | self.starting.keys()
+        self.had = {number: nodes for number, nodes in self.had.items() if number in known}
+
+    def _in_turn(self, victim: Victim) -> bool:
+        """Whether no other job is just starting on a node that both had: a slurmd that forgets slowly forgets
+        one run in two seconds, and whoever comes too early is started without its prolog.
+        """
+        mine = self.had.get(victim.id, frozenset())
+        others = (number for number in self.starting if number != victim.id)
+        return not any(mine & self.had.get(number, frozenset()) for number in others)
 
     async def _treat_all(self, victims: Iterable[Victim], jobs: Mapping[int, Job]) -> bool:
         """A step for each; whether to look again soon. One that fails does not hold up the others."""
@@ -200,6 +220,8 @@ class Rescue:
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
         if job and job.completing:
             self.completing[victim.id] = now
+        if job and job.nodes and (job.completing or job.restarts == victim.restarts):
+            self.had[victim.id] = self.had.get(victim.id, frozenset()) | set(job.nodes)
         start = (
             policy.earliest(victim, job, self.completing.get(victim.id, 0.0), self.forgets_slowly)
             if job
@@ -208,6 +230,8 @@ class Rescue:
         step = policy.treat(victim, job, may, now, start)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
+            if victim.id in self.starting:
+                self.starting[victim.id] = math.floor(now) + 2.0
         match step:
             case policy.Wait():
                 return step.hot
@@ -218,6 +242,11 @@ class Rescue:
                 assert job
                 await self._ran(victim, job)
                 return False
+            case policy.StartNow() if job and job.size > 1 and self.forgets_slowly:
+                if not self._in_turn(victim):
+                    return True
+                self.starting[victim.id] = now + LAUNCH
+                return await self._move(victim, job, step)
             case policy.Requeue() if job and (why := self.suspect(victim.job)):
                 return await self._move(victim, job, replace(step, hold=why))
             case _:
