@@ -26,7 +26,7 @@ from slurm_health.outage import Outage
 from slurm_health.policy import Do
 from slurm_health.rescue import Fault, Rescue
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
-from slurm_health.wire import Decision, NodeReport
+from slurm_health.wire import Decision, Malformed, NodeReport
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Controller:
         self.rescue = Rescue(config, ledger, slurm, self.out, self.outage)  # `out` is shared
         self.cards: dict[str, tuple[Card, ...]] = {}
         self.reported: dict[str, tuple[float, str]] = {}  # node -> when, verdict
+        self.ahead: dict[str, float] = {}  # node -> by how much its last report's clock was ahead of ours
         self.decisions: dict[str, Decision] = {}
         self.changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.shown_out: dict[str, float] = {}  # node -> when Slurm was asked that last showed it out (epoch)
@@ -87,8 +88,9 @@ class Controller:
     # What comes in
 
     def heed(self, report: NodeReport) -> Decision:
-        """Write a report down and have its consequences drawn. LedgerError when it cannot be kept."""
-        report = _in_our_time(report, time.time())
+        """Write a report down and have its consequences drawn. LedgerError when it cannot be kept, Malformed
+        when it must be said again."""
+        report = self._in_our_time(report, time.time())
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
         changed = self.ledger.take(report, time.time())
@@ -109,6 +111,32 @@ class Controller:
                     )
             self.look_at(report.node)
         return self.decision(report.node)
+
+    def _in_our_time(self, report: NodeReport, now: float) -> NodeReport:
+        """The report with its times by our clock, where the node's goes wrong: Slurm's go by ours.
+
+        A report that was long under way (we stood still, or are flooded) looks alike, once: the next one is
+        younger, while a clock that goes wrong is as wrong as before.
+        """
+        ahead = report.sent - now
+        before, self.ahead[report.node] = self.ahead.get(report.node, 0.0), ahead
+        if not report.sent or abs(ahead) <= SKEW:
+            return report
+        if abs(ahead - before) > SKEW:
+            raise Malformed(f"{report.node}: sent {-ahead:.1f} s ago by its clock: say it again")
+        log.warning("%s: its clock is %+.1f s off ours", report.node, ahead)
+
+        def ours(at: float) -> float:
+            return at - ahead if at else 0.0
+
+        return replace(
+            report,
+            opened=tuple(replace(found, since=ours(found.since)) for found in report.opened),
+            cards=tuple(
+                replace(card, started=ours(card.started), ended=ours(card.ended), refused=ours(card.refused))
+                for card in report.cards
+            ),
+        )
 
     def decision(self, node: str) -> Decision:
         return self.decisions.get(node, Decision(mode=self.config.mode))
@@ -262,14 +290,14 @@ class Controller:
         if judged.do is Do.DRAIN and (why := self._suspect(case)):
             judged = policy.Judgement(Do.NOTHING, why)
         news = judged.do is Do.STAND and state is not None and case.ours != _shown(state)
-        self._conclude(case.attempts, state.reason if news and state else "", now)
+        with self.ledger.together():  # a drain that is done and not ours would be somebody else's
+            self._conclude(case.attempts, state.reason if news and state else "", now)
+            if news and state:
+                self.ledger.drained(name, state.reason, state.since, now)
+                case.drained = now
         if judged.do is Do.DRAIN:
             return judged.reason if time.monotonic() >= self.not_before.get(name, 0.0) else ""
         if judged.do is Do.STAND:
-            assert state
-            if news:
-                self.ledger.drained(name, state.reason, state.since, now)
-                case.drained = now
             self._out(case, refuse=not outlook.paused and outlook.mode != "observe")
         elif judged.do is Do.LEAVE:
             self._hold(case.pressing, judged.why)
@@ -435,26 +463,6 @@ class Controller:
 
 def _shown(state: Node) -> policy.Drained:
     return policy.Drained(state.reason, state.since)
-
-
-def _in_our_time(report: NodeReport, now: float) -> NodeReport:
-    """The report with its times by our clock, where the node's goes wrong: they are compared with Slurm's."""
-    ahead = report.sent - now
-    if not report.sent or abs(ahead) <= SKEW:
-        return report
-    log.warning("%s: its clock is %+.1f s off ours", report.node, ahead)
-
-    def ours(at: float) -> float:
-        return at - ahead if at else 0.0
-
-    return replace(
-        report,
-        opened=tuple(replace(found, since=ours(found.since)) for found in report.opened),
-        cards=tuple(
-            replace(card, started=ours(card.started), ended=ours(card.ended), refused=ours(card.refused))
-            for card in report.cards
-        ),
-    )
 
 
 @contextlib.asynccontextmanager

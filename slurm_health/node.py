@@ -262,12 +262,17 @@ class NodeDaemon:
             self._save("cursor", lambda path: path.write_text(f"{self.boot} {records[-1].sequence}\n"))
 
     def _judge(self, readings: Iterable[Reading]) -> None:
+        remembered = self.memory
         judged, self.memory = rules.judge(self.book, readings, self.memory, self._now())
         findings = [_sendable(found) for found in judged]
         before = {found.moment for found in self.standing}
         standing = tuple(found for found in findings if found.lasting)
         new = [found for found in findings if not found.lasting or found.moment not in before]
         gone = [found for found in self.standing if found.moment not in {one.moment for one in standing}]
+        if any(found.lasting for found in new):
+            # On disk before anybody hears of it, else a crash makes it another occurrence, and this one end.
+            # Events wait until they are spooled: what the memory holds of them is not told again.
+            self._save_memory(self.memory | {"events": remembered["events"]})
         ahead = time.time() - self._now()  # what the wall clock was set by since we started
         with self.lock:
             self.standing = standing
@@ -280,7 +285,7 @@ class NodeDaemon:
         if added or gone:
             self.link.poke()
             self._publish()
-            self._save("memory.json", lambda path: path.write_text(json.dumps(self.memory)))
+            self._save_memory(self.memory)
 
     # Saying
 
@@ -415,8 +420,11 @@ class NodeDaemon:
         except OSError as error:
             log.error("%s: %s", path, error.strerror)
 
+    def _save_memory(self, memory: rules.Memory) -> None:
+        self._save("memory.json", lambda path: path.write_text(json.dumps(memory)))
+
     def _remember(self) -> None:
-        self._save("memory.json", lambda path: path.write_text(json.dumps(self.memory)))
+        self._save_memory(self.memory)
         if self.log and self.log.sequence >= 0:
             sequence = self.log.sequence
             self._save("cursor", lambda path: path.write_text(f"{self.boot} {sequence}\n"))

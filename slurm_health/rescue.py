@@ -134,6 +134,8 @@ class Rescue:
         return False
 
     def _note(self, incident: Incident, job: Job, restarts: int, refused: float = 0.0) -> bool:
+        if job.label.isdigit():  # a heterogeneous job is brought back as a whole, whatever part was touched
+            job = replace(job, id=int(job.label))
         return self.ledger.touch(incident, job, restarts, refused, time.time())
 
     def suspect(self, job: int, *more: Hurt) -> str:
@@ -207,16 +209,17 @@ class Rescue:
     async def _treat(self, victim: Victim, job: Job | None, paused: Callable[[str], bool]) -> bool:
         """One step for one job; whether to look again soon."""
         now = time.time()
-        if job and job.restarts > victim.restarts and not victim.requeued:
+        if job and job.restarts > victim.restarts:
             # Requeued, and not noted: by us before a crash, or by Slurm after our prolog's refusal.
             for kind in ("requeue", "hold"):
-                for row in self.ledger.unsettled(kind, victim.label):
-                    if row.detail == f"restarts={victim.restarts}":
-                        self.ledger.settle(row.id, "done", now)
-                        self.ledger.victim(victim.id, requeued=now)
-                        if kind == "hold":
-                            await self._held(victim, self.suspect(victim.job))
-                        return True
+                with self.ledger.together():
+                    done = self._conclude(kind, victim, f"restarts={victim.restarts}")
+                    if done:
+                        self.ledger.victim(victim.id, requeued=victim.requeued or now)
+                if done:
+                    if kind == "hold":
+                        await self._held(victim, self.suspect(victim.job))
+                    return True
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
         if job and job.completing:
             self.completing[victim.id] = now
@@ -263,6 +266,7 @@ class Rescue:
             what = f"is held: it {hold}" if hold else "is requeued"
             await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} {what}")
         detail = f"restarts={job.restarts}"
+        self._conclude(kind, victim)
         action = self.ledger.intend(victim.incident, kind, victim.label, time.time(), detail)
         try:
             if isinstance(step, policy.Requeue):
@@ -287,10 +291,11 @@ class Rescue:
             after = (await self.slurm.jobs([job.id])).get(job.id)
             if after and after.restarts > job.restarts:
                 relaunch = job.restarts > victim.restarts
-                self.ledger.victim(
-                    victim.id, requeued=now, started=0.0, running=0.0, tries=victim.tries + relaunch
-                )
-                self.ledger.settle(action, "done", now)
+                with self.ledger.together():
+                    self.ledger.victim(
+                        victim.id, requeued=now, started=0.0, running=0.0, tries=victim.tries + relaunch
+                    )
+                    self.ledger.settle(action, "done", now)
                 log.warning("job %s: requeued off %s", victim.label, victim.node)
                 if hold:
                     await self._held(victim, hold)
@@ -298,23 +303,37 @@ class Rescue:
                 self.ledger.settle(action, "not done: it had ended", now)
         else:
             changes = {"requeued": now} if isinstance(step, policy.Release) else {"started": now}
-            self.ledger.victim(victim.id, **changes)
-            self.ledger.settle(action, "done", now)
+            with self.ledger.together():
+                self.ledger.victim(victim.id, **changes)
+                self.ledger.settle(action, "done", now)
         return True
+
+    def _conclude(self, kind: str, victim: Victim, shown: str = "") -> bool:
+        """Give acts on a job that a crash left without an outcome one: the last of the detail that Slurm
+        shows was done, of the others nobody knows. Whether one was."""
+        now, done = time.time(), False
+        for row in reversed(self.ledger.unsettled(kind, victim.label)):
+            this = bool(shown) and not done and row.detail == shown
+            self.ledger.settle(row.id, "done" if this else NO_ANSWER, now)
+            done |= this
+        return done
 
     async def _ran(self, victim: Victim, job: Job) -> None:
         now = time.time()
         where = str(NodeSet.fromlist(list(job.nodes))) or victim.ran_nodes
         running = victim.running or job.started
-        self.ledger.victim(
-            victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
-        )
         log.warning(
             "job %s: runs again on %s, %.1f s after the fault", victim.label, where, running - victim.since
         )
         story = f"{self._cause(victim)}; requeued, runs again on {where} after {running - victim.since:.1f} s"
         await self._tell(victim, job, story)
         await self._annotate(victim, story)
+        with self.ledger.together():  # last: what a crash keeps from being told is told then
+            for kind in ("release", "start", "tell"):
+                self._conclude(kind, victim, f"restarts={job.restarts}")
+            self.ledger.victim(
+                victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
+            )
 
     async def _held(self, victim: Victim, why: str) -> None:
         self._settle(victim, f"held: it {why}")
@@ -333,6 +352,7 @@ class Rescue:
         """A line in the job's stderr. That it cannot be told must not keep it from being helped."""
         if job.state not in policy.LIVE or not job.batch:
             return
+        self._conclude("tell", victim)
         action = self.ledger.intend(victim.incident, "tell", victim.label, time.time(), text)
         try:
             await self.slurm.tell(victim.label, text)

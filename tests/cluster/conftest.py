@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,7 @@ done
 """
 
 # A node takes the same Xid of the same GPU within a minute for one event.
+BURST = 65.0
 XIDS = (48, 62, 95, 119, 79)
 
 
@@ -81,16 +83,25 @@ class Cluster:
         self.box = Sandbox(self.folder)
         self.names = [f"n{number}" for number in range(1, self.NODES + 1)]
         self.jobs = self.folder / "jobs"
-        self.said = set()  # (node, GPU, Xid) that were injected
+        self.said = {}  # (node, GPU, Xid) that were injected: when
         self.first = 0  # incidents up to this one are of earlier tests
         self.first_job = 0
         self.marks = {}
+        self.resumed = []  # by this test
 
     def up(self):
         hook = self.folder.with_name(f"{self.folder.name}.prolog")
         hook.write_text(SITE_PROLOG.format(folder=self.folder))
         hook.chmod(0o755)
-        self.box.up(nodes=self.NODES, gpus=8, ports=2, nics=1, slurm_conf=[f"Prolog={hook}"], site_toml=SITE)
+        self.box.up(
+            nodes=self.NODES,
+            gpus=8,
+            ports=2,
+            nics=1,
+            # Heterogeneous jobs are started by backfill alone, each 30 s unless told.
+            slurm_conf=[f"Prolog={hook}", "SchedulerParameters=batch_sched_delay=0,bf_interval=1"],
+            site_toml=SITE,
+        )
         self.jobs.mkdir()
         self.jobs.chmod(0o1777)
         self.config = config.load(str(self.box.layout.config))
@@ -165,6 +176,7 @@ class Cluster:
         return self.node_state(node) in ("idle", "mixed", "allocated", "completing")
 
     def resume(self, node):
+        self.resumed.append(node)
         self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def drain(self, node, reason):
@@ -207,15 +219,19 @@ class Cluster:
     @contextlib.contextmanager
     def configured(self, toml):
         """The controller with another site configuration."""
-        file = self.box.layout.etc / "conf.d/test.toml"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(toml)
+        self.configure(toml)
         try:
             self.restart("controller")
             yield
         finally:
-            file.unlink()
+            self.configure("")
             self.restart("controller")
+
+    def configure(self, toml):
+        """What the site's configuration says further, for daemons that are started from now on."""
+        file = self.box.layout.etc / "conf.d/test.toml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(toml)
 
     def restart(self, daemon, number=signal.SIGTERM):
         self.box.stop(daemon, number)
@@ -247,14 +263,15 @@ class Cluster:
         return self.box.inject(node, fault, **how)
 
     def xid(self, node, gpu=None, code=None, kill=False):
-        """An Xid that costs the GPU, and that this GPU has not had in this cluster; its incident's code.
+        """An Xid that costs the GPU, and that this GPU has not had for a minute; its incident's code.
 
         Which GPU, and which Xid, where that does not matter.
         """
         gpus = range(8) if gpu is None else [gpu]
         codes = XIDS if code is None else [code]
-        fault = next((node, n, xid) for xid in codes for n in gpus if (node, n, xid) not in self.said)
-        self.said.add(fault)
+        recent = {fault for fault, at in self.said.items() if time.monotonic() - at < BURST}
+        fault = next((node, n, xid) for xid in codes for n in gpus if (node, n, xid) not in recent)
+        self.said[fault] = time.monotonic()
         _, gpu, code = fault
         self.inject(node, "xid", gpu=gpu, code=code, kill=kill)
         return f"GPU_XID_{code}"
@@ -263,7 +280,7 @@ class Cluster:
 
     def heal(self):
         """All daemons run, no job, no fault, no pause, no open incident; each node is idle and says `ok`."""
-        (self.box.layout.etc / "conf.d/test.toml").unlink(missing_ok=True)
+        self.configure("")
         for name in self.names:
             for file in ("hold", "held"):
                 (self.box.layout.node(name) / file).unlink(missing_ok=True)
@@ -285,6 +302,15 @@ class Cluster:
         self.first = everything[0]["id"] if everything else 0
         self.first_job = max(map(int, self.ask("squeue", "-h", "-t", "all", "-o", "%A").split()), default=0)
         self.marks = {path: path.stat().st_size for path in self._logs()}
+        self.resumed = []
+
+    def only_drained(self):
+        """Check that no node was set DOWN since, nor put back but by the test or as the ledger tells."""
+        states = re.findall(r"update_node: node (\S+) state set to (\w+)", self.log("ctld/slurmctld.log"))
+        back = sorted(node for node, state in states if not state.startswith("DRAIN"))
+        if back != sorted(self.resumed):
+            acts = [act for one in self.incidents() for act in one["actions"] if act["kind"] == "resume"]
+            assert back == sorted([*self.resumed, *(act["target"] for act in acts)])
 
     def _ails(self):
         """What is not yet well; what can be done about it is done."""
@@ -334,7 +360,8 @@ def _standing():
 
 @pytest.fixture
 def cluster(_standing):
-    """The cluster, healed; a new one where the last test left it beyond healing."""
+    """The cluster, healed; a new one where the last test left it beyond healing. In no test may we have done
+    more to a node than drain it."""
     if _standing:
         try:
             _standing[0].heal()
@@ -346,7 +373,8 @@ def cluster(_standing):
         _standing.append(one)
         one.up()
         one.heal()
-    return _standing[0]
+    yield _standing[0]
+    _standing[0].only_drained()
 
 
 @pytest.hookimpl(wrapper=True)

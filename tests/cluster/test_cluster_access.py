@@ -1,5 +1,6 @@
 """Who may say what to the controller, and who may see what."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -33,13 +34,13 @@ def forged(node):
     """A report of a fault that never was."""
     fault = Finding(
         "GPU_XID_79", Severity.CRITICAL, "0000:5d:00.0", "GPU has fallen off the bus",
-        evidence="forged", job=Urgency.NOW, since=time.time(), moment="forged/1", lasting=False,
+        evidence="forged", job=Urgency.NOW, since=time.time(), moment=f"forged/{time.time()}", lasting=False,
     )  # fmt: skip
     return wire.encode(wire.NodeReport(node, boot="forged", sent=time.time(), opened=(fault,)))
 
 
-def send(cluster, target, body, header):
-    connection = http.client.HTTPConnection(*cluster.config.address, timeout=10)
+def send(cluster, target, body, header, source="127.0.0.1"):
+    connection = http.client.HTTPConnection(*cluster.config.address, timeout=10, source_address=(source, 0))
     connection.request("POST", target, body, {"Authorization": header} if header else {})
     response = connection.getresponse()
     said = response.read().decode()
@@ -61,25 +62,66 @@ def sealed_by(cluster, user, target, body):
 def test_only_root_reports(cluster):
     body = forged("n1")
     target = "/v1/report"
-    assert send(cluster, target, body, "") == (403, "no MUNGE credential\n")
-    assert send(cluster, target, body, "MUNGE MUNGE:AwQFAAB:")[0] == 403
-    status, why = send(cluster, target, body, sealed_by(cluster, NOBODY.pw_uid, target, body))
-    assert (status, why) == (403, f"uid {NOBODY.pw_uid} may not do this; root or SlurmUser may\n")
+    harmless = wire.encode(wire.NodeReport("n1"))
+    once = sealed_by(cluster, 0, target, harmless)
+    assert send(cluster, target, harmless, once)[0] == 200
+    tried = (  # each from an address of its own: of one, no two refusals are logged in a minute
+        (body, "", "no MUNGE credential"),
+        (body, "MUNGE MUNGE:AwQFAAB:", "MUNGE: Invalid credential format"),
+        (body, sealed_by(cluster, 0, target, b"other"), "a credential for another message"),
+        (harmless, once, "MUNGE: Replayed credential"),
+        (
+            body,
+            sealed_by(cluster, NOBODY.pw_uid, target, body),
+            f"uid {NOBODY.pw_uid} may not do this; root or SlurmUser may",
+        ),
+    )
+    for last, (said, header, why) in enumerate(tried, 2):
+        assert send(cluster, target, said, header, f"127.0.0.{last}") == (403, f"{why}\n")
+        assert f"refused POST {target} from 127.0.0.{last}: {why}\n" in cluster.log("ctld/controller.out")
     for path, said in (("/v1/pause", {}), ("/v1/unpause", {}), ("/v1/decision", {"node": "n1", "known": ""})):
         asked = json.dumps(said).encode()
         assert send(cluster, path, asked, sealed_by(cluster, NOBODY.pw_uid, path, asked))[0] == 403
-    # root's credential for another message, and one used twice
-    other = sealed_by(cluster, 0, target, b"other")
-    assert send(cluster, target, body, other) == (403, "a credential for another message\n")
-    harmless = wire.encode(wire.NodeReport("n1"))
-    once = sealed_by(cluster, 0, target, harmless)
-    assert [send(cluster, target, harmless, once)[0] for _ in range(2)] == [200, 403]
     assert cluster.incidents() == []
     assert cluster.reason("n1") == "none"
     assert cluster.verdict("n1") == "ok"
     # The same words of root are heeded: it was the signature that was missing.
     assert send(cluster, target, body, sealed_by(cluster, 0, target, body))[0] == 200
     cluster.incident(code="GPU_XID_79", node="n1")
+
+
+@contextlib.contextmanager
+def at_address(cluster, node, address):
+    """Slurm has the node at an address of its own, from which its daemon does not speak."""
+
+    def move(where):
+        cluster.ask("scontrol", "update", f"NodeName={node}", f"NodeAddr={where}")
+        cluster.restart("controller")  # it believes for a minute what it knows of a node's address
+
+    move(address)
+    try:
+        yield
+    finally:
+        move("127.0.0.1")
+
+
+def test_a_report_comes_from_its_nodes_own_address(cluster):
+    body, target = forged("n1"), "/v1/report"
+    why = "n1: a report from 127.0.0.{}, but Slurm has it at 127.0.0.2"
+    with at_address(cluster, "n1", "127.0.0.2"):
+        code = cluster.xid("n1", gpu=0)
+        cluster.until(lambda: f"403 {why.format(1)}" in cluster.log("nodes/n1/log/node.out"), True)
+        asked = send(cluster, target, body, sealed_by(cluster, 0, target, body), "127.0.0.3")
+        assert asked == (403, why.format(3) + "\n")
+        for last in (1, 3):
+            assert f" from 127.0.0.{last}: {why.format(last)}\n" in cluster.log("ctld/controller.out")
+        cluster.incident(node="n2", code=cluster.xid("n2"))  # the others are heard
+        assert cluster.incidents(node="n1") == []
+        assert cluster.reason("n1") == "none"
+        body = forged("n1")  # sent now
+        assert send(cluster, target, body, sealed_by(cluster, 0, target, body), "127.0.0.2")[0] == 200
+        cluster.incident(node="n1", code="GPU_XID_79", device="0000:5d:00.0")
+    cluster.incident(node="n1", code=code, device="0000:18:00.0")  # the node has kept it
 
 
 def as_nobody(cluster, *words):

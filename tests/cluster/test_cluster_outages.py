@@ -1,7 +1,5 @@
 """Whoever of us or of Slurm was away when it happened: it is made good, and done once."""
 
-import signal
-
 import pytest
 
 pytestmark = pytest.mark.cluster
@@ -35,33 +33,6 @@ def test_the_controller_was_down(cluster, kill):
     cluster.until(lambda: spool.exists() and code in spool.read_text(), True)
     cluster.start("controller")
     all_followed_once(cluster, job, node, code)
-
-
-def test_the_controller_is_killed_at_each_step(cluster):
-    job = cluster.running("sleep 300", "--gpus=8")
-    [node] = cluster.nodes_of(job)
-    code = cluster.xid(node)
-    for milestone in (
-        lambda: cluster.reason(node).startswith("slurm-health"),
-        lambda: cluster.restarts(job) == 1,
-        lambda: len(cluster.runs(job)) == 2,
-    ):
-        cluster.until(milestone, True)
-        cluster.restart("controller", signal.SIGKILL)
-    all_followed_once(cluster, job, node, code)
-
-
-def test_the_nodes_daemon_is_killed_right_after_the_fault(cluster):
-    job = cluster.running("sleep 300", "--gpus=8")
-    [node] = cluster.nodes_of(job)
-    code = cluster.xid(node)
-    cluster.restart(f"node:{node}", signal.SIGKILL)
-    all_followed_once(cluster, job, node, code)
-    cluster.restart(f"node:{node}", signal.SIGKILL)
-    cluster.xid(node, code=13)  # read after what the log still holds
-    cluster.incident(code="GPU_XID_13")
-    assert [one["code"] for one in cluster.incidents()] == [code, "GPU_XID_13"]
-    assert cluster.incident(code=code)["count"] == 1
 
 
 def test_slurmctld_does_not_answer_for_a_while(cluster):

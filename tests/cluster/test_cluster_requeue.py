@@ -41,6 +41,7 @@ def test_xid_79_drains_the_node_and_its_job_runs_elsewhere(cluster, kill):
     broken = cluster.nodes_of(job)[kill]
     device = bus(cluster, broken, 3)
     before = cluster.health_json("status")
+    cluster.ask("scontrol", "update", f"JobId={job}", "AdminComment=billed to 4711")
     cluster.xid(broken, gpu=3, code=79, kill=kill)
 
     requeued(cluster, job, broken)
@@ -67,10 +68,11 @@ def test_xid_79_drains_the_node_and_its_job_runs_elsewhere(cluster, kill):
     assert len(tells) == (1 if kill else 2)
 
     said = cluster.until(lambda: cluster.output(job), lambda text: "runs again on" in text)
-    assert f"slurm-health: {broken}: {words}; requeued, runs again on {victim['nodes']}" in said
+    ran = f"requeued, runs again on {victim['nodes']} after {victim['seconds_to_running']:.1f} s"
+    assert f"slurm-health: {broken}: {words}; {ran}" in said
     assert kill or f"slurm-health: {broken}: {words}; job {job} is requeued" in said
     comment = cluster.ask("squeue", "-h", "-j", job, "-O", "admin_comment:500")
-    assert words in comment
+    assert comment == f"billed to 4711; slurm-health: {broken}: {words}; {ran}"
     told = cluster.health("job", job).stdout
     assert all(
         part in told for part in (f"GPU_XID_79({device})", line["line"], f"ran again on {victim['nodes']}")
@@ -105,7 +107,9 @@ def test_what_the_kernel_does_not_say_is_seen_too(cluster, fault, where, code, d
 
 
 def test_of_two_jobs_on_a_node_only_the_one_that_held_the_gpu_is_requeued(cluster):
-    jobs = [cluster.running("sleep 300", "--gpus=4") for _ in range(2)]
+    go = cluster.jobs / "go"
+    go.unlink(missing_ok=True)
+    jobs = [cluster.running(f"while [ ! -e {go} ]; do sleep 0.02; done", "--gpus=4") for _ in range(2)]
     [[_, (node,), gpus], [_, (other,), others]] = [cluster.runs(job)[0] for job in jobs]
     assert node == other
     assert not set(gpus.split(",")) & set(others.split(","))
@@ -117,6 +121,34 @@ def test_of_two_jobs_on_a_node_only_the_one_that_held_the_gpu_is_requeued(cluste
     assert (cluster.state(neighbour), cluster.restarts(neighbour)) == ("RUNNING", 0)
     assert len(cluster.runs(neighbour)) == 1
     assert cluster.node_state(node) == "draining"
+    go.touch()
+    cluster.until(lambda: cluster.state(neighbour), "COMPLETED")
+    cluster.until(lambda: cluster.node_state(node), "drained")
+    assert cluster.reason(node).startswith(f"slurm-health: {code}(")
+    assert cluster.health_json("status")["drained"] == node
+    assert (cluster.restarts(neighbour), len(cluster.runs(neighbour))) == (0, 1)
+    assert [one["job"] for one in cluster.incident(code=code)["jobs"]] == [victim]
+
+
+@pytest.mark.parametrize("when", ["same_second", "just_pending"])
+def test_two_nodes_of_one_job_fail(cluster, when):
+    """One run, one requeue, whichever fault it is for."""
+    job = cluster.running("sleep 300", "-N2", "--gpus-per-node=8")
+    broken = cluster.nodes_of(job)
+    codes = [cluster.xid(broken[0])]
+    if when == "just_pending":
+        cluster.until(lambda: cluster.restarts(job), 1)
+        assert len(cluster.runs(job)) == 1
+    codes.append(cluster.xid(broken[1]))
+    cluster.until(lambda: len(cluster.runs(job)), 2)
+    others = tuple(name for name in cluster.names if name not in broken)
+    assert [nodes for _, nodes, _ in cluster.runs(job)] == [broken, others]
+    found = [cluster.ran_again(node=node, code=code) for node, code in zip(broken, codes, strict=True)]
+    assert [[one["job"] for one in incident["jobs"]] for incident in found] == [[job], [job]]
+    assert [len(done(incident, "drain")) for incident in found] == [1, 1]
+    assert sum(len(done(incident, "requeue")) for incident in found) == 1
+    assert cluster.log("ctld/slurmctld.log").count(f"Requeuing JobId={job}") == cluster.restarts(job) == 1
+    assert [name for name in cluster.names if not cluster.serves(name)] == list(broken)
 
 
 def test_of_an_array_only_the_task_that_held_the_gpu_is_requeued(cluster):
@@ -142,40 +174,70 @@ def test_of_an_array_only_the_task_that_held_the_gpu_is_requeued(cluster):
 
 def test_of_the_dead_only_those_that_died_of_the_fault_are_brought_back(cluster):
     """The controller looks when all is over, as after a slow report."""
-    wait = "while [ ! -e {0}/go ]; do sleep 0.02; done; exit {1}"
+    wait = "while [ ! -e {0}/go ]; do sleep 0.02; done; {1}"
     (cluster.jobs / "go").unlink(missing_ok=True)
-    died, completed, cancelled, own_fault = [
-        cluster.running(wait.format(cluster.jobs, status), "--gpus=2") for status in (1, 0, 0, 2)
+    died, killed, completed, cancelled, out_of_time, own_fault = jobs = [
+        cluster.submit(wait.format(cluster.jobs, end), "--gpus=1")
+        for end in ("exit 1", "kill -9 $$", "exit 0", "exit 0", "sleep 300", "exit 2")
     ]
-    [node] = {cluster.nodes_of(job)[0] for job in (died, completed, cancelled, own_fault)}
-    elsewhere = cluster.running(wait.format(cluster.jobs, 1), "--gpus=8")
+    cluster.until(lambda: all(cluster.runs(job) for job in jobs), True)
+    [node] = {cluster.nodes_of(job)[0] for job in jobs}
+    elsewhere = cluster.running(wait.format(cluster.jobs, "exit 1"), "--gpus=8")
     assert cluster.nodes_of(elsewhere) != (node,)
     cluster.freeze("controller")
-    for job in (died, completed, cancelled):
-        cluster.xid(node, gpu=int(cluster.runs(job)[0][2].split(",")[0]))
+    for job in (died, killed, completed, cancelled, out_of_time):
+        cluster.xid(node, gpu=int(cluster.runs(job)[0][2]))
     cluster.ask("scancel", cancelled)
     (cluster.jobs / "go").touch()
+    cluster.ask("scontrol", "update", f"JobId={out_of_time}", "EndTime=now")
     ends = {
         died: "FAILED",
+        killed: "FAILED",
         completed: "COMPLETED",
         cancelled: "CANCELLED",
+        out_of_time: "TIMEOUT",
         own_fault: "FAILED",
         elsewhere: "FAILED",
     }
-    for job, state in ends.items():
-        cluster.until(lambda job=job: cluster.state(job), state)
+    for job, state in ends.items():  # slurmctld looks each 30 s whose time is up
+        cluster.until(lambda job=job: cluster.state(job), state, 60)
     (cluster.jobs / "go").unlink()
     cluster.thaw("controller")
-    requeued(cluster, died, node, many=1)
+    for job in (died, killed):
+        requeued(cluster, job, node, many=1)
     told = lambda: [job for one in cluster.incidents() for job in one["jobs"]]  # noqa: E731
-    cluster.until(told, lambda jobs: len(jobs) == 3 and all(job["settled"] for job in jobs))
+    cluster.until(told, lambda jobs: len(jobs) == 5 and all(job["settled"] for job in jobs))
     assert {job["job"]: job["outcome"] for job in told()} == {
         died: "runs again",
+        killed: "runs again",
         completed: "COMPLETED: not ours to bring back",
         cancelled: "CANCELLED: not ours to bring back",
+        out_of_time: "TIMEOUT: not ours to bring back",
     }
-    for job in (completed, cancelled, own_fault, elsewhere):
+    for job in (completed, cancelled, out_of_time, own_fault, elsewhere):
         assert (cluster.state(job), cluster.restarts(job), len(cluster.runs(job))) == (ends[job], 0, 1)
+
+
+@pytest.mark.parametrize("hurt", [[1], [0, 1]], ids=["second_component", "both_components"])
+def test_of_a_heterogeneous_job_all_of_it_comes_back(cluster, hurt):
+    """Once. Slurm knows no other way: it requeues the whole, by its first component's number."""
+    job = cluster.running("sleep 300", "--gpus=8", ":", "--gpus=8")
+
+    def components(field):
+        return cluster.ask("squeue", "-h", "-j", job, "--sort=i", "-O", field).split()
+
+    nodes = components("NodeList")
+    codes = {number: cluster.xid(nodes[number]) for number in hurt}
+    cluster.until(lambda: len(cluster.runs(job)), 2)
+    found = {number: cluster.ran_again(node=nodes[number], code=codes[number]) for number in hurt}
+    for incident in found.values():
+        assert [(one["job"], one["outcome"]) for one in incident["jobs"]] == [(job, "runs again")]
+        assert len(done(incident, "drain")) == 1
+    assert sum(len(done(incident, "requeue")) for incident in found.values()) == 1
+    assert components("State") == ["RUNNING", "RUNNING"]
+    assert components("RestartCnt") == ["1", "1"]
+    assert not {nodes[number] for number in hurt} & set(components("NodeList"))
+    assert len(cluster.runs(job)) == 2
 
 
 def test_a_job_that_fails_on_the_faulty_device_in_the_same_second_comes_back(cluster):
