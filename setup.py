@@ -29,13 +29,13 @@ setup(
     ],
     install_requires=[
         "aiohttp>=3.9",  # controller.py
-        "alembic>=1.13",  # ledger.py
+        "alembic>=1.13",  # ledger/
         "click>=8.1",  # cli.py
         "ClusterShell>=1.9",  # hostlists, in hostlist.py
         "nvidia-ml-py>=12.535",  # probes/gpu.py
         "psutil>=5.9",  # sandbox
         "pydantic>=2.5",  # config.py
-        "SQLAlchemy>=2.0.20",  # ledger.py
+        "SQLAlchemy>=2.0.20",  # ledger/
     ],
     extras_require={
         "pyslurm": ["pyslurm"],

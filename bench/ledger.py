@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from slurm_health import ledger as tables
 from slurm_health.ledger import Ledger
+from slurm_health.ledger import schema as tables
 from slurm_health.model import Finding, Job, Severity, Urgency
 from slurm_health.wire import NodeReport
 

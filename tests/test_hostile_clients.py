@@ -20,7 +20,7 @@ import pytest
 from test_web import ALICE, BOB, XID, FakeSlurm, Site, T, asynchronous, node, site
 
 from slurm_health import connections, web, wire
-from slurm_health import ledger as ledger_module
+from slurm_health.ledger import schema
 from slurm_health.model import Job, Node
 from slurm_health.wire import Decision, NodeReport
 
@@ -156,7 +156,7 @@ async def test_who_does_not_take_the_answer_in_is_cut(
             for n in range(1000)
         ]  # fmt: skip
         with here.ledger.engine.begin() as connection:
-            connection.execute(ledger_module.incidents.insert(), rows)
+            connection.execute(schema.incidents.insert(), rows)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(web.QUESTIONS + 1):
                 narrow = socket.socket()

@@ -94,7 +94,7 @@ def test_the_two_seats_meet_in_the_wire_alone() -> None:
     seat = below("controller", "rescue", "outage", "web", "ledger", "migrations", "slurm")
     for module in ("node", "link", "spool", "cards", "client", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
-    for module in ("controller", "web", "ledger"):
+    for module in ("controller", "rescue", "web", *below("ledger")):
         assert not ours(f"slurm_health.{module}") & below("node", "link", "spool", "probes", "rules", "host")
 
 
@@ -128,8 +128,8 @@ def test_only_the_command_line_knows_the_sandbox(module: str) -> None:
 
 LIBRARIES = {
     "pynvml": {"probes.gpu"},
-    "sqlalchemy": {"ledger", *below("migrations")},
-    "alembic": {"ledger", *below("migrations")},
+    "sqlalchemy": below("ledger", "migrations"),
+    "alembic": {"ledger.store", *below("migrations")},
     "aiohttp": {"web"},
     "click": below("cli"),
     "pydantic": {"config"},

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_health import ledger as ledger_module
-from slurm_health.ledger import EVIDENCE, LIFE, Ledger, LedgerError, LedgerLost, WrongLedger
+from slurm_health.ledger import EVIDENCE, LIFE, Ledger, LedgerError, LedgerLost, WrongLedger, schema, store
 from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency
 from slurm_health.wire import NodeReport
 
@@ -359,7 +359,7 @@ def test_what_would_have_been_done_is_said_once(ledger: Ledger) -> None:
     ledger.take(report(XID), T)
     for moment in range(3):
         ledger.would(1, "drain", "n1", "mode is observe", T + moment)
-    [row] = rows(ledger, ledger_module.actions)
+    [row] = rows(ledger, schema.actions)
     assert (row.outcome, row.done) == ("not done: mode is observe", T)
 
 
@@ -411,13 +411,13 @@ def test_forgetting_drops_all_that_hangs_on_an_incident_and_nothing_else(ledger:
     touch(ledger, xid, job=8)
     ledger.close(xid.id, "alice", T + 5)
     ledger.forget(T + 5)
-    assert len(rows(ledger, ledger_module.incidents)) == 2
+    assert len(rows(ledger, schema.incidents)) == 2
     ledger.forget(T + 6)
     [story] = ledger.stories(every=True)
     assert (story["id"], [job["job"] for job in story["jobs"]]) == (link.id, [8])
-    for table in (ledger_module.evidence, ledger_module.actions):
+    for table in (schema.evidence, schema.actions):
         assert {row.incident for row in rows(ledger, table)} == {link.id}
-    assert [tuple(row) for row in rows(ledger, ledger_module.touches)] == [(link.id, 2)]
+    assert [tuple(row) for row in rows(ledger, schema.touches)] == [(link.id, 2)]
     with ledger.engine.connect() as connection:
         assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
 
@@ -427,9 +427,9 @@ def test_forgetting_many(ledger: Ledger) -> None:
         many = (replace(XID, device=f"d{n}", moment=f"b/{n}") for n in range(start, start + 500))
         ledger.take(report(*many), T)
     with ledger.engine.begin() as connection:
-        connection.execute(ledger_module.incidents.update().values(closed=T + 1))
+        connection.execute(schema.incidents.update().values(closed=T + 1))
     ledger.forget(T + 2)
-    for table in ledger_module.metadata.sorted_tables:
+    for table in schema.metadata.sorted_tables:
         if table.name != "nodes":
             assert rows(ledger, table) == []
 
@@ -797,7 +797,7 @@ def locked(ledger: Ledger, file: Path) -> Iterator[sqlite3.Connection]:
 def test_a_ledger_that_is_locked_at_the_start_is_said_and_left_as_it_is(
     ledger: Ledger, locked: sqlite3.Connection, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "PATIENCE", 1)
+    monkeypatch.setattr(store, "PATIENCE", 1)
     with pytest.raises(LedgerError, match=r"ledger\.db: database is locked \(another program"):
         Ledger(url(file))
     assert not list(file.parent.glob("*.corrupt-*"))
@@ -914,7 +914,7 @@ def test_a_report_that_could_not_be_kept_is_not_taken_for_known(
 def test_the_migrations_make_what_the_code_expects(ledger: Ledger) -> None:
     with ledger.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, ledger_module.metadata) == []
+        assert compare_metadata(context, schema.metadata) == []
 
 
 def test_durable_enough(ledger: Ledger) -> None:
@@ -930,7 +930,7 @@ def test_durable_enough(ledger: Ledger) -> None:
 def test_a_ledger_of_the_first_release_is_brought_up_to_date_with_all_it_holds(file: Path) -> None:
     file.parent.mkdir()
     config = AlembicConfig()
-    config.set_main_option("script_location", str(Path(ledger_module.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(ledger_module.__file__).parents[1] / "migrations"))
     engine = sa.create_engine(url(file))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
@@ -1082,7 +1082,7 @@ def shared() -> Iterator[Ledger]:
 @given(steps=STEPS)
 def test_whatever_nodes_and_admins_do(shared: Ledger, steps: list[Any]) -> None:
     with shared.engine.begin() as connection:
-        for table in reversed(ledger_module.metadata.sorted_tables):
+        for table in reversed(schema.metadata.sorted_tables):
             connection.execute(table.delete())
     for number, step in enumerate(steps):
         now = T + 200 + number
@@ -1106,7 +1106,7 @@ def test_whatever_nodes_and_admins_do(shared: Ledger, steps: list[Any]) -> None:
 
 
 def rows_of(ledger: Ledger, incident: int) -> list[Any]:
-    return [row for row in rows(ledger, ledger_module.evidence) if row.incident == incident]
+    return [row for row in rows(ledger, schema.evidence) if row.incident == incident]
 
 
 # -- at a glance

@@ -16,11 +16,10 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import ClientSession
 
-from slurm_health import ledger as ledger_module
 from slurm_health import slurm, wire
 from slurm_health.config import Config
 from slurm_health.controller import Controller
-from slurm_health.ledger import Ledger
+from slurm_health.ledger import Ledger, schema
 from slurm_health.model import Finding, Job, Node, Severity, Urgency
 from slurm_health.slurm import Slurm, Unreachable
 from slurm_health.web import Door, iso
@@ -506,7 +505,7 @@ async def test_ten_thousand_open_incidents(tmp_path: Path) -> None:
             for n in range(10_000)
         ]  # fmt: skip
         with here.ledger.engine.begin() as connection:
-            connection.execute(ledger_module.incidents.insert(), rows)
+            connection.execute(schema.incidents.insert(), rows)
         assert [row["id"] for row in await here.get("/v1/incidents")] == [*range(10_000, 9_800, -1)]
         assert len(await here.get("/v1/incidents?limit=1000&all=1")) == 1000
         assert len(await here.get("/v1/incidents?node=n7")) == 10

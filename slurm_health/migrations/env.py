@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from slurm_health.ledger import metadata
+from slurm_health.ledger.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

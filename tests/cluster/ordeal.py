@@ -75,7 +75,8 @@ def die_as_controller(ordeal):
 
     import slurm_health.controller
     import slurm_health.web  # noqa: F401  (what is imported before the fork is not imported at each start)
-    from slurm_health.ledger import Ledger, actions
+    from slurm_health.ledger import Ledger
+    from slurm_health.ledger.schema import actions
     from slurm_health.slurm.scontrol import Commands
 
     here = threading.local()
@@ -90,7 +91,7 @@ def die_as_controller(ordeal):
         said = [word.partition(":")[0] for word in arguments if isinstance(word, str)]
         words = [word for word in said if word.replace(" ", "").isalpha()]
         if name == "settle":
-            with ledger._transaction() as connection:
+            with ledger.transaction() as connection:
                 words.insert(0, connection.scalar(sa.select(actions.c.kind).filter_by(id=arguments[0])))
         if wrote and (result is None or result):  # an empty list, or no: nothing that counts has changed
             step = " ".join(["ledger", name, *words, *sorted(named)])

@@ -1,0 +1,257 @@
+"""Where the ledger is kept: its file or server, its transactions, and what becomes of it in trouble.
+
+A disk that is full or a lock that somebody holds is a trouble, which ends by itself. A SQLite file that is
+corrupt is set aside, never deleted; one that was deleted or replaced is begun anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5000  # milliseconds that the start waits for another program's lock
+SHORT_PATIENCE = 100  # the same while serving, where all wait with it
+
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# After these a connection stays as it is, whatever becomes of the file.
+_STUCK = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+_UNREAD = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+_WRITABLE = f"it and its folder must be writable for uid {os.geteuid()}"
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_BUSY: "another program holds its lock, an open sqlite3 or a second controller: end that",
+    sqlite3.SQLITE_CANTOPEN: _WRITABLE,
+    sqlite3.SQLITE_READONLY: _WRITABLE,
+    sqlite3.SQLITE_PERM: _WRITABLE,
+    sqlite3.SQLITE_IOERR: "its disk is full or fails, the kernel log may say more",
+}
+
+
+class LedgerError(Exception):
+    """The ledger cannot be opened or used, in words that name it."""
+
+
+class WrongLedger(LedgerError):
+    """It never can be: the url is none, or a newer release wrote it."""
+
+
+class LedgerLost(LedgerError):
+    """What was in use is corrupt or gone. Nothing works until `open` has begun anew."""
+
+
+class _Shared(threading.local):
+    """The transaction of `together`: of its thread only, people's questions are answered on others."""
+
+    connection: Connection | None = None
+
+
+class Store:
+    """The database and its transactions. `trouble` says why the last write failed, "" when it did not."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url = sa.make_url(url)
+            self.engine = sa.create_engine(self.url)
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise WrongLedger(f"[ledger] url: {error}") from error
+        self.sqlite = self.engine.dialect.name == "sqlite"
+        if self.sqlite:
+            sa.event.listen(self.engine, "connect", self._pragmas)
+            sa.event.listen(self.engine, "begin", _begin)
+        name = self.url.database if self.sqlite else ""
+        self.file = Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
+        self.name = str(self.file or self.url.render_as_string())
+        self.identity: tuple[int, int] | None = None  # device and inode of the file in use
+        self.patience = PATIENCE
+        self.trouble = ""
+        self.said: set[str] = set()  # the words of this trouble that were logged
+        self.tried = 0.0  # when a write last failed (monotonic)
+        self.lost = ""  # why it can no longer be used
+        self.corrupt = False
+        self.when_lost: Callable[[], object] = lambda: None
+        self.aside: Path | None = None  # where a corrupt file was put since the process began
+        self.shared = _Shared()
+        self.open()
+
+    def open(self) -> None:
+        """Begin to use it, or begin anew after it was lost. A corrupt file is set aside, never deleted."""
+        self.lost, self.identity, self.patience = "", None, PATIENCE
+        if self.file:
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LedgerError(f"{self.name}: its folder cannot be made: {error.strerror}") from error
+            if self.corrupt or not self.file.exists():
+                self._set_aside()
+        self.engine.dispose()
+        try:
+            self._migrate()
+        except LedgerLost:
+            if not self.file:
+                raise
+            self._set_aside()
+            self.lost = ""
+            self._migrate()
+        if self.file:
+            self.identity = _identity(self.file.stat())
+        self.patience, self.corrupt = SHORT_PATIENCE, False
+        self._rejoice()
+
+    def _migrate(self) -> None:
+        # Half a second of imports that only the controller's start should pay.
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
+        with self.transaction() as connection:
+            if (
+                self.sqlite
+                and (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok"
+            ):
+                raise self._lose(f"corrupt: {found}", corrupt=True)
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise WrongLedger(f"{self.name}: {error}; a newer release may have written it") from error
+
+    def _set_aside(self) -> None:
+        """Move the file, or what is left of one, out of the way. It is never deleted nor written over."""
+        assert self.file
+        suffixes = [end for end in ("", "-wal", "-shm") if self.file.with_name(self.file.name + end).exists()]
+        if suffixes:
+            base = self.file.with_name(f"{self.file.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}")
+            names = itertools.chain([base], (base.with_name(f"{base.name}.{n}") for n in itertools.count(2)))
+            aside = next(
+                name
+                for name in names
+                if not any(name.with_name(name.name + end).exists() for end in ("", "-wal", "-shm"))
+            )
+            try:
+                for end in suffixes:
+                    self.file.with_name(self.file.name + end).rename(aside.with_name(aside.name + end))
+            except OSError as error:
+                raise LedgerError(f"{self.name}: cannot be set aside: {error.strerror}") from error
+            self.aside = aside
+            log.error("%s: set aside as %s, a new ledger is begun", self.name, aside)
+        # Not before: closing a moved file's last connection neither writes to it nor deletes its -wal.
+        self.engine.dispose()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have all that is written inside written at once, or not at all. Nothing may be awaited inside."""
+        with self.transaction() as connection:
+            outer, self.shared.connection = self.shared.connection, connection
+            try:
+                yield
+            finally:
+                self.shared.connection = outer
+
+    @contextmanager
+    def transaction(self, write: bool = True) -> Iterator[Connection]:
+        if self.shared.connection is not None:
+            yield self.shared.connection
+            return
+        if self.lost:
+            raise LedgerLost(self.lost)
+        if write:
+            self._must_be_there()
+        try:
+            with self.engine.connect() as connection:
+                before = 0
+                if self.sqlite and write:
+                    driver: Any = connection.connection.driver_connection
+                    # Who is in trouble already does not wait again.
+                    driver.execute(f"PRAGMA busy_timeout={0 if self.trouble else self.patience}").close()
+                    before = driver.total_changes
+                    connection.execution_options(begin="BEGIN IMMEDIATE")
+                with connection.begin():
+                    yield connection
+                changed = write and (not self.sqlite or driver.total_changes > before)
+        except sa.exc.DBAPIError as error:
+            raise self._mourn(error) from error
+        if changed:  # a write of nothing succeeds on a full disk too
+            self._rejoice()
+
+    def _must_be_there(self) -> None:
+        """SQLite goes on writing to a file that was deleted or moved away, without a word."""
+        if not self.file or not self.identity:
+            return
+        try:
+            identity = _identity(self.file.stat())
+        except FileNotFoundError:
+            if self.file.parent.is_dir():
+                raise self._lose("it has vanished") from None
+            raise self._say(f"{self.name}: its folder has vanished") from None
+        except OSError as error:
+            raise self._say(f"{self.name}: {error.strerror}") from error
+        if identity != self.identity:
+            raise self._lose("another file is in its place")
+
+    def _mourn(self, error: sa.exc.DBAPIError) -> LedgerError:
+        code = getattr(error.orig, "sqlite_errorcode", 0)
+        if code & 0xFF in _CORRUPT:
+            return self._lose(f"corrupt: {error.orig}", corrupt=True)
+        if code & 0xFF in _STUCK or code in _UNREAD:
+            self.engine.dispose()
+        remedy = _REMEDIES.get(code & 0xFF, "")
+        return self._say(f"{self.name}: {error.orig}{remedy and f' ({remedy})'}")
+
+    def _say(self, words: str) -> LedgerError:
+        if words not in self.said:
+            log.error("ledger %s", words)
+        self.said.add(words)
+        self.trouble, self.tried = words, time.monotonic()
+        return LedgerError(words)
+
+    def _lose(self, why: str, corrupt: bool = False) -> LedgerLost:
+        self.corrupt |= corrupt
+        self.lost = str(self._say(f"{self.name}: {why}"))
+        self.when_lost()
+        return LedgerLost(self.lost)
+
+    def _rejoice(self) -> None:
+        if self.trouble:
+            log.warning("ledger %s: is written again", self.name)
+            self.trouble = ""
+            self.said.clear()
+
+    def _pragmas(self, connection: sqlite3.Connection, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so, not before the first write
+        # busy_timeout first, so that a reader's lock cannot make the switch to WAL fail.
+        for pragma in (
+            f"busy_timeout={self.patience}",
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+        ):
+            try:
+                connection.execute(f"PRAGMA {pragma}").close()
+            except sqlite3.DatabaseError as error:
+                # The first statement says it too. Who fails here is closed at once, and its -wal deleted.
+                if error.sqlite_errorcode & 0xFF not in _CORRUPT:
+                    raise
+
+
+def _begin(connection: Connection) -> None:
+    # A writer takes its lock before it reads what it decides on; who only reads sees one moment.
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
