@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast bench lint packages clean
+.PHONY: help demo test test-fast conduct bench lint packages clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -18,6 +18,9 @@ test: packages $(VENV)/.installed ## all tests, those on a real Slurm included (
 
 test-fast: $(VENV)/.installed ## the tests that need no Slurm and no root
 	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+
+conduct: packages $(VENV)/.installed ## break each promise in a copy of the code, see its test fail (20 minutes)
+	@$(BIN)/python tests/conduct.py
 
 bench: packages $(VENV)/.installed ## all measurements, more than an hour; prints markdown
 	$(BIN)/python bench/prolog.py
