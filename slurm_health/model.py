@@ -128,7 +128,8 @@ class Job:
     """What Slurm says of a job (one array task, one component of a heterogeneous job).
 
     `id` is Slurm's own number for it; `label` is how commands must name it (`7_2` for an array task, the
-    leader of a heterogeneous job). `size` is its number of nodes. `ended` is 0 while it lives.
+    leader of a heterogeneous job). `size` is its number of nodes. `ended` is 0 while it lives. `het`: it is
+    one component of several, and shows its own nodes only.
     """
 
     id: int
@@ -145,6 +146,7 @@ class Job:
     started: float = 0.0
     ended: float = 0.0
     begins: float = 0.0
+    het: bool = False
 
 
 @dataclass(frozen=True, slots=True)

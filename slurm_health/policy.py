@@ -302,7 +302,7 @@ def treat(victim: Victim, job: Job | None, may: bool, now: float, start: float =
         return Settle("another job has its number")
     if job.completing and not job.reason.startswith(DEATHS):
         return Wait(hot=True)
-    if job.nodes and victim.node not in job.nodes and not job.completing:
+    if job.nodes and victim.node not in job.nodes and not (job.completing or job.het):
         # Noted while it left the node, requeued already: Slurm then shows the count of the run to come.
         return Settle(f"this run was never on {victim.node}")
     if job.state in LIVE:

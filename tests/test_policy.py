@@ -434,6 +434,8 @@ def test_a_run_that_was_never_on_the_node_is_not_touched(state: str) -> None:
     assert treat(victim(restarts=1), leaving) == Wait(hot=True)
     again = job(state, restarts=1, nodes=("n2", "n3"), started=T + 1, ended=T + 2)
     assert treat(victim(restarts=1), again) == Settle("this run was never on n1")
+    # The leader of a heterogeneous job shows its own nodes, not those of the component that was hurt.
+    assert treat(victim(restarts=1), replace(again, het=True)) != Settle("this run was never on n1")
 
 
 @pytest.mark.parametrize("urgency", [Urgency.FINISH, Urgency.CHECKPOINT])

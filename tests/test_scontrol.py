@@ -77,6 +77,7 @@ def test_a_running_batch_job() -> None:
 def test_a_job_is_named_as_commands_must_name_it(changes: dict[str, str], label: str) -> None:
     job = scontrol.job(line(**changes))
     assert (job.label, job.id) == (label, int(changes.get("JobID", "4711")))
+    assert job.het == (changes.get("HetJobID") == "4711")
 
 
 def test_a_pending_job_has_a_planned_start_and_no_nodes() -> None:

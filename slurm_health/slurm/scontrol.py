@@ -71,7 +71,8 @@ def job(line: str) -> Job:
     """A job from squeue's line of JOB_FIELDS."""
     own, array, task, het, state, reason, *numbers, start, end, nodes, _ = line.split("|")
     restarts, uid, batch, requeue, size = numbers
-    if het.isdigit() and int(het):
+    together = het.isdigit() and int(het) > 0
+    if together:
         label = het
     elif task.isdigit():
         label = f"{array}_{task}"
@@ -93,6 +94,7 @@ def job(line: str) -> Job:
         started=0.0 if pending else moment(start),
         ended=moment(end),
         begins=moment(start) if pending else 0.0,
+        het=together,
     )
 
 

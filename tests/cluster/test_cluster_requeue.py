@@ -65,7 +65,7 @@ def test_xid_79_drains_the_node_and_its_job_runs_elsewhere(cluster, kill):
     assert at(requeue["intended"]) <= at(requeue["done"]) <= at(victim["running"])
     assert incident["seconds_to_running"] == victim["seconds_to_running"]
     assert abs(incident["seconds_to_running"] - (at(victim["running"]) - at(incident["since"]))) < 0.01
-    assert len(tells) == (1 if kill else 2)
+    assert len(tells) in ((1, 2) if kill else (2,))  # who is about to die may still be told
 
     said = cluster.until(lambda: cluster.output(job), lambda text: "runs again on" in text)
     ran = f"requeued, runs again on {victim['nodes']} after {victim['seconds_to_running']:.1f} s"
