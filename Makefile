@@ -5,22 +5,45 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast conduct bench lint packages clean
+.PHONY: help demo test test-fast conduct bench lint packages clean docker docker-up docker-down docker-demo docker-test
+
+# The cluster of containers: trixie has Slurm 24.11, forky 26.05; and how many nodes, 4 to 8.
+export RELEASE ?= trixie
+export NODES ?= 4
+COMPOSE := docker compose -f docker/compose.yaml
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
 
 demo: packages $(VENV)/.installed ## break a GPU under a job on a real Slurm with fake hardware, watch the job come back
 	@$(BIN)/slurm-health sandbox demo
 
 test: packages $(VENV)/.installed ## all tests, those on a real Slurm included (root)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.installed ## the tests that need no Slurm and no root
 	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
 
 conduct: packages $(VENV)/.installed ## break each promise in a copy of the code, see its test fail (20 minutes)
 	@$(BIN)/python tests/conduct.py
+
+docker-demo: docker $(VENV)/.installed ## the same story on a cluster of containers (RELEASE=forky: on Slurm 26.05)
+	@$(BIN)/python docker/demo.py
+
+docker-up: docker ## start the cluster of containers
+	@$(COMPOSE) up -d --wait --build
+	@$(COMPOSE) exec -u ada login sinfo
+
+docker-down: ## end it, and remove its volumes
+	@COMPOSE_PROFILES=8 $(COMPOSE) down -v -t 3
+
+docker-test: docker ## the tests that need a Slurm, on that release's (ARGS=-x: what pytest is told)
+	@$(COMPOSE) build --quiet test
+	@docker run --rm slurm-health-test:$(RELEASE) -m cluster $(ARGS)
+
+docker:
+	@docker/engine
+	@docker/base $(RELEASE)
 
 bench: packages $(VENV)/.installed ## all measurements, more than an hour; prints markdown
 	$(BIN)/python bench/prolog.py

@@ -39,7 +39,7 @@ setup(
     ],
     extras_require={
         "pyslurm": ["pyslurm"],
-        "test": ["hypothesis", "pytest>=7.4"],
+        "test": ["hypothesis", "pytest>=7.4", "pytest-xdist>=3.3"],
         "dev": ["mypy", "ruff"],
     },
     entry_points={"console_scripts": ["slurm-health = slurm_health.cli:main"]},

@@ -62,7 +62,7 @@ def test_the_commands_are_the_promised_ones() -> None:
         *("scan", "status", "incidents", "job", "explain", "probes", "replay", "pause", "unpause"),
         *("incidents list", "incidents show", "incidents close", "config check", "config show"),
         *("node", "controller", "sandbox up", "sandbox inject", "sandbox clear", "sandbox status"),
-        *("sandbox env", "sandbox run", "sandbox down", "sandbox demo"),
+        *("sandbox env", "sandbox run", "sandbox down", "sandbox demo", "sandbox machine"),
     }
 
 

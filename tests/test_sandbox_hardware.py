@@ -6,17 +6,22 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pynvml
 import pytest
 
 from slurm_health.sandbox import SandboxError
+from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.sandbox.faults import FAULTS
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
+from slurm_health.sandbox.processes import job_processes
 
 RECORD = re.compile(r"(\d+),(\d+),(\d+),-;(.*)")
 
@@ -472,3 +477,46 @@ def test_compiler_errors_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxError, match="gcc libc6-dev"):
         build(tmp_path / "lib.so")
+
+
+# -- this host as the machine (docker/)
+
+
+@pytest.fixture
+def fake_host():
+    """A short path: sockets live in a sandbox's folder."""
+    with tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as folder:
+        box = Sandbox(Path(folder) / "fake")
+        box.become_machine(gpus=0, ports=1, nics=1)
+        yield box, socket.gethostname().split(".")[0]
+
+
+def test_a_host_can_be_the_machine(fake_host):
+    box, name = fake_host
+    assert box.env()["SLURM_HEALTH_SANDBOX"] == str(box.folder)
+    assert "SLURM_CONF" not in box.env()  # Slurm was set up as anywhere
+    assert box.inject(name, "ib-down", port=0)["node"] == name
+    assert [fault["fault"] for fault in box.machine(name).faults()] == ["ib-down"]
+    with pytest.raises(SandboxError, match="there is no node elsewhere"):
+        box.inject("elsewhere", "ib-down", port=0)
+
+
+def test_a_host_that_is_switched_on_again_is_healthy(fake_host):
+    box, name = fake_host
+    box.inject(name, "ib-down", port=0)
+    boot = box.layout.hardware(name) / "proc/sys/kernel/random/boot_id"
+    before = boot.read_text()
+    box.become_machine(gpus=0, ports=1, nics=1)
+    assert box.machine(name).faults() == []
+    assert boot.read_text() != before
+
+
+def test_on_a_whole_host_every_jobs_process_is_found(fake_host):
+    """Only listed here: other sandboxes' jobs may run on this machine."""
+    box, name = fake_host
+    with subprocess.Popen(["sleep", "100"], env={"SLURM_JOB_ID": "1"}) as job:
+        try:
+            assert job.pid in job_processes(box.layout, name, whole_host=True)
+            assert job.pid not in job_processes(box.layout, name)
+        finally:
+            job.kill()

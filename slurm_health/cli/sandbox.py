@@ -88,6 +88,17 @@ def sandbox_down(box: Any) -> None:
         box.down(click.echo)
 
 
+@sandbox.command("machine")
+@click.option("--gpus", default=8, show_default=True, type=click.IntRange(0, 16))
+@click.option("--ports", default=8, show_default=True, type=click.IntRange(0, 16), help="InfiniBand ports.")
+@click.option("--nics", default=2, show_default=True, type=click.IntRange(0, 8), help="Ethernet ports.")
+@click.pass_obj
+def sandbox_machine(box: Any, gpus: int, ports: int, nics: int) -> None:
+    """Make this host alone a fake machine, without a cluster: for containers that are nodes of one."""
+    with _Plainly():
+        box.become_machine(gpus, ports, nics)
+
+
 @sandbox.command("inject", context_settings={"show_default": False})
 @click.argument("node")
 @click.argument("fault")

@@ -93,6 +93,19 @@ class Sandbox:
                 raise
         progress(f"up in {time.monotonic() - began:.1f} s: {nodes} nodes of {gpus} GPUs in {self.folder}")
 
+    def become_machine(self, gpus: int = 8, ports: int = 8, nics: int = 2) -> None:
+        """Make this host alone a fake machine, healthy as if just switched on. No daemon is started.
+
+        For containers, each a node of a cluster where Slurm and our daemons are set up as anywhere.
+        """
+        name = socket.gethostname().split(".")[0]
+        with self._claimed():
+            Machine.build(self.layout.hardware(name), name, gpus=gpus, ports=ports, nics=nics)
+            if gpus:
+                build(self.layout.library)
+            settings = {"slurm": "of this host", "nodes": [name], "health": True, "daemons": [], "host": name}
+            (self.folder / _MARKER).write_text(json.dumps(settings, indent=1))
+
     def down(self, progress: Callable[[str], object] = _silent) -> None:
         """End what `up` started, with the jobs, and remove the folder. Nothing to do is fine."""
         if not self.folder.exists():
@@ -107,7 +120,13 @@ class Sandbox:
         return self._owned()
 
     def env(self) -> dict[str, str]:
-        """What a command needs in its environment to talk to this cluster."""
+        """What a command needs in its environment: to talk to this cluster, or to see this host's GPUs."""
+        if host := self._host():
+            return {
+                "SLURM_HEALTH_SANDBOX": str(self.folder),
+                "SLURM_HEALTH_NVML_LIBRARY": str(self.layout.library),
+                "SLURM_HEALTH_FAKE_NVML": str(self.layout.hardware(host) / "nvml"),
+            }
         return {
             "SLURM_CONF": str(self.layout.slurm_conf),
             "SLURM_HEALTH_CONFIG": str(self.layout.config),
@@ -199,7 +218,7 @@ class Sandbox:
         With `kill` the processes of the jobs on that node die in the same instant, as of a real fault.
         """
         machine = self.machine(node)
-        victims = job_processes(self.layout, node) if kill else []
+        victims = job_processes(self.layout, node, whole_host=bool(self._host())) if kill else []
         done = machine.inject(fault, gpu=gpu, port=port, code=code, text=text)
         if kill:
             for pid in victims:
@@ -223,6 +242,12 @@ class Sandbox:
                 f"the sandbox in {self.folder} is not whole: slurm-health sandbox down ends it"
             )
         return settings
+
+    def _host(self) -> str:
+        """This host's name if it is the machine, see become_machine; "" if there is a cluster or nothing."""
+        if not self._owned():
+            return ""
+        return str(json.loads((self.folder / _MARKER).read_text() or "{}").get("host", ""))
 
     def _daemon(self, name: str) -> Daemon:
         daemon = Daemon(self.layout.daemons, name)
@@ -393,7 +418,7 @@ class Sandbox:
             home = Path(__file__).resolve().parents[2]
             if home.name not in ("site-packages", "dist-packages"):  # a checkout, which need not be installed
                 env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-            library = build(self.folder / "libnvidia-ml.so.1") if gpus else None
+            library = build(layout.library) if gpus else None
             for name in names:
                 node = layout.node(name)
                 fake = {"SLURM_HEALTH_FAKE_NVML": f"{node}/hardware/nvml"}
@@ -471,7 +496,9 @@ class Sandbox:
     def _ask(self, argv: Sequence[str]) -> str | None:
         """What a Slurm command printed, None where it failed or did not answer."""
         program = shutil.which(argv[0], path=_PATH)
-        if program is None or self.pid("slurmctld") is None:  # commands wait long for a dead slurmctld
+        if program is None:
+            return None
+        if not self._host() and self.pid("slurmctld") is None:  # commands wait long for a dead slurmctld
             return None
         try:
             done = subprocess.run(

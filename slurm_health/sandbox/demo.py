@@ -1,4 +1,4 @@
-"""The whole story on one machine, told as it happens: a GPU breaks under a job, and the job comes back."""
+"""The whole story, told as it happens: a GPU breaks under a job, and the job comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from ClusterShell.NodeSet import NodeSet
 
@@ -69,7 +69,7 @@ def demo(box: Sandbox, say: Callable[[str], object], keep: bool = False) -> int:
     0 only if the job really ran again elsewhere from its checkpoint, else 1, and the logs are kept. The
     sandbox is ended whatever happens, also when interrupted, unless `keep`.
     """
-    with _signals_as_exceptions():
+    with signals_as_exceptions():
         heading(
             say, "1. A cluster to break",
             f"A real Slurm on this machine: {NODES} nodes of {GPUS} GPUs. Only the hardware is fake.",
@@ -78,13 +78,11 @@ def demo(box: Sandbox, say: Callable[[str], object], keep: bool = False) -> int:
         box.up(nodes=NODES, gpus=GPUS, progress=lambda line: say(f"  {line}"))
         try:
             try:
-                missing = Story(box, say).tell()
+                missing = Story(InSandbox(box), say).tell()
             except (SandboxError, subprocess.TimeoutExpired) as error:
                 missing = [str(error)]
             if missing:
-                say("\nTHE JOB IS NOT BACK as it should be:")
-                for one in missing:
-                    say(textwrap.indent(one, "  ")[:2000])
+                tell_missing(say, missing)
                 say(f"logs of all daemons and the job's output: {_logs(box)}")
             return 1 if missing else 0
         finally:
@@ -94,17 +92,77 @@ def demo(box: Sandbox, say: Callable[[str], object], keep: bool = False) -> int:
                 command(say, "squeue; sinfo -R; slurm-health status")
                 command(say, "slurm-health sandbox down")
             else:
-                with _uninterrupted():
+                with uninterrupted():
                     say("")
                     box.down(say)
 
 
-class Story:
-    """One run of the story on a sandbox that is up."""
+class Place(Protocol):
+    """A cluster that is up, with a folder for the job."""
 
-    def __init__(self, box: Sandbox, say: Callable[[str], object]) -> None:
-        self.box, self.say = box, say
-        self.output = box.folder / "train.out"
+    def write(self, name: str, text: str) -> None:
+        """A file in the job's folder."""
+
+    def read(self, name: str) -> str:
+        """The same read, "" where it is not there."""
+
+    def run(self, *argv: str) -> str:
+        """What a command prints in the job's folder; SandboxError where it fails."""
+
+    def inject(self, node: str, fault: str, gpu: int) -> dict[str, Any]:
+        """As Sandbox.inject."""
+
+    def injecting(self, node: str, words: str) -> str:
+        """The command that a person would type for it."""
+
+    def node_log(self, node: str) -> str:
+        """What the daemon of a node has logged."""
+
+
+class InSandbox:
+    """The sandbox as the place."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+
+    def write(self, name: str, text: str) -> None:
+        (self.box.folder / name).write_text(text)
+
+    def read(self, name: str) -> str:
+        try:
+            return (self.box.folder / name).read_text()
+        except FileNotFoundError:
+            return ""
+
+    def run(self, *argv: str) -> str:
+        words = list(argv)
+        env = {**os.environ, **self.box.env(), "PATH": cluster._PATH}
+        if argv[0] == "slurm-health":
+            words[:1] = [sys.executable, "-m", "slurm_health"]
+            home = str(Path(__file__).resolve().parents[2])
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            words, env=env, cwd=self.box.folder, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        if done.returncode:
+            raise SandboxError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def inject(self, node: str, fault: str, gpu: int) -> dict[str, Any]:
+        return self.box.inject(node, fault, gpu=gpu)
+
+    def injecting(self, node: str, words: str) -> str:
+        return f"slurm-health sandbox inject {node} {words}"
+
+    def node_log(self, node: str) -> str:
+        return (self.box.layout.node(node) / "log/node.out").read_text()
+
+
+class Story:
+    """One run of the story on a cluster that is up."""
+
+    def __init__(self, place: Place, say: Callable[[str], object]) -> None:
+        self.place, self.say = place, say
         self.job = ""
 
     def tell(self) -> list[str]:
@@ -124,9 +182,9 @@ class Story:
             self.say, "2. A training job on two of the nodes",
             "A plain batch script, a step a second. It saves each step, and starts from the one saved last.",
         )  # fmt: skip
-        (self.box.folder / "train.sh").write_text(JOB)
+        self.place.write("train.sh", JOB)
         command(self.say, "sbatch train.sh")
-        self.job = self._run("sbatch", "--parsable", "train.sh").strip()
+        self.job = self.place.run("sbatch", "--parsable", "train.sh").strip()
         self._await(lambda: self._steps() >= STEPS, f"job {self.job} to do {STEPS} steps")
         for line in self._text().splitlines():
             self.say(f"  {line}")
@@ -137,16 +195,18 @@ class Story:
             "The kernel log gets the driver's line (Xid 79), and every NVML call on that GPU says: lost.\n"
             "From here on nobody lifts a finger.",
         )  # fmt: skip
-        command(self.say, f"slurm-health sandbox inject {node} gpu-off-bus --gpu {GPU}")
+        command(self.say, self.place.injecting(node, f"gpu-off-bus --gpu {GPU}"))
         before = self._steps()
-        return before, self.box.inject(node, "gpu-off-bus", gpu=GPU)
+        return before, self.place.inject(node, "gpu-off-bus", gpu=GPU)
 
     def _recovery(self, node: str) -> dict[str, Any]:
         """The incident, when its job's story is at its end or patience is."""
         found: dict[str, Any] = {}
 
         def over() -> bool:
-            rows = json.loads(self._health("incidents", "list", "--all", "--json", "--node", node))
+            rows = json.loads(
+                self.place.run("slurm-health", "incidents", "list", "--all", "--json", "--node", node)
+            )
             found.update(next((row for row in rows if row["jobs"]), rows[-1] if rows else {}))
             return bool(found.get("jobs")) and all(job["settled"] for job in found["jobs"])
 
@@ -193,7 +253,7 @@ class Story:
 
     def _judge(self, node: str, before: int, incident: dict[str, Any]) -> list[str]:
         missing = []
-        reason = self._run("sinfo", "-h", "-n", node, "-o", "%T %E").strip()
+        reason = self.place.run("sinfo", "-h", "-n", node, "-o", "%T %E").strip()
         if not re.match(r"drain\S* slurm-health: GPU_XID_79\(", reason):
             missing.append(f"{node} is not drained with our reason, sinfo says: {reason}")
         if not incident:
@@ -202,7 +262,7 @@ class Story:
             acts = [act["outcome"] for act in incident.get("actions", []) if act["kind"] == kind]
             if "done" not in acts:
                 missing.append(f"the incident tells of no {kind} that was done: {acts or 'nothing'}")
-        state, restarts, nodes, *_ = self._run(
+        state, restarts, nodes, *_ = self.place.run(
             "squeue", "-h", "-t", "all", "-j", self.job, "-O", "State:|,RestartCnt:|,NodeList:|"
         ).split("|")
         elsewhere = nodes and node not in NodeSet(nodes)
@@ -224,13 +284,10 @@ class Story:
     # Looking
 
     def _where(self) -> list[str]:
-        return list(NodeSet(self._run("squeue", "-h", "-j", self.job, "-o", "%N").strip()))
+        return list(NodeSet(self.place.run("squeue", "-h", "-j", self.job, "-o", "%N").strip()))
 
     def _text(self) -> str:
-        try:
-            return self.output.read_text()
-        except FileNotFoundError:
-            return ""
+        return self.place.read("train.out")
 
     def _steps(self) -> int:
         """The last step in the job's output."""
@@ -239,36 +296,24 @@ class Story:
 
     def _seen(self, node: str, code: str) -> datetime | None:
         """When the node's daemon logged the finding."""
-        log = (self.box.layout.node(node) / "log/node.out").read_text()
-        line = re.search(rf"^(\d{{4}}-\d\d-\d\d [\d:]+,\d+) ERROR {code}\(", log, re.MULTILINE)
+        pattern = rf"^(\d{{4}}-\d\d-\d\d [\d:]+,\d+) ERROR {code}\("
+        line = re.search(pattern, self.place.node_log(node), re.MULTILINE)
         return datetime.strptime(line[1], "%Y-%m-%d %H:%M:%S,%f").astimezone() if line else None
-
-    def _run(self, *argv: str) -> str:
-        """What a command of the sandbox's environment prints."""
-        words = list(argv)
-        env = {**os.environ, **self.box.env(), "PATH": cluster._PATH}
-        if argv[0] == "slurm-health":
-            words[:1] = [sys.executable, "-m", "slurm_health"]
-            home = str(Path(__file__).resolve().parents[2])
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            words, env=env, cwd=self.box.folder, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        if done.returncode:
-            raise SandboxError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
-
-    def _health(self, *argv: str) -> str:
-        return self._run("slurm-health", *argv)
 
     def _show(self, *argv: str) -> None:
         """A command as a user would type it, and what it prints."""
         command(self.say, " ".join(f'"{word}"' if " " in word else word for word in argv))
-        self.say(textwrap.indent(self._run(*argv).rstrip(), "  "))
+        self.say(textwrap.indent(self.place.run(*argv).rstrip(), "  "))
 
     def _await(self, condition: Callable[[], object], what: str) -> None:
         if not await_until(condition, PATIENCE):
             raise SandboxError(f"waited {PATIENCE:.0f} s for {what}")
+
+
+def tell_missing(say: Callable[[str], object], missing: list[str]) -> None:
+    say("\nTHE JOB IS NOT BACK as it should be:")
+    for one in missing:
+        say(textwrap.indent(one, "  ")[:2000])
 
 
 def heading(say: Callable[[str], object], title: str, text: str = "") -> None:
@@ -302,7 +347,7 @@ def _logs(box: Sandbox) -> Path:
 
 
 @contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind like Ctrl-C does: what was started is ended."""
 
     def unwind(number: int, _: FrameType | None) -> None:
@@ -317,7 +362,7 @@ def _signals_as_exceptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """A second Ctrl-C must not leave half a cluster behind; the end takes a few seconds."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}

@@ -20,9 +20,10 @@ from slurm_health.sandbox.slurmconf import Layout
 MARK = "SLURM_HEALTH_SANDBOX_DAEMON"  # the sandbox's folder
 
 
-def job_processes(layout: Layout, node: str) -> list[int]:
-    """The processes of all jobs on a node: what step daemons started, not they."""
-    log = str(layout.node(node) / "log/slurmd.log")
+def job_processes(layout: Layout, node: str, whole_host: bool = False) -> list[int]:
+    """The processes of all jobs on a node: what step daemons started, not they. `whole_host`: the node has
+    this host for itself, so every job's is meant."""
+    log = "" if whole_host else str(layout.node(node) / "log/slurmd.log")
     conf = str(layout.slurm_conf)
     found: set[int] = set()
     for process in psutil.process_iter():
@@ -32,7 +33,7 @@ def job_processes(layout: Layout, node: str) -> list[int]:
             else:
                 env = process.environ()
                 here = (env.get("SLURM_CONF"), env.get("SLURMD_NODENAME")) == (conf, node)
-                if here and "SLURM_JOB_ID" in env:
+                if (here or whole_host) and "SLURM_JOB_ID" in env:
                     found.add(process.pid)
         except psutil.Error:
             continue

@@ -55,6 +55,10 @@ class Layout:
         return self.etc / "config.toml"
 
     @property
+    def library(self) -> Path:
+        return self.folder / "libnvidia-ml.so.1"
+
+    @property
     def munge_socket(self) -> Path:
         return self.munge / "socket"
 

@@ -27,6 +27,8 @@ from slurm_health.sandbox.cluster import Sandbox
 
 ROOT = str(Path(sandbox.__file__).parents[2])
 NOBODY = pwd.getpwnam("nobody")
+# By numbers: sbatch 26.05 knows no --uid=nobody.
+OF_NOBODY = (f"--uid={NOBODY.pw_uid}", f"--gid={NOBODY.pw_gid}")
 PATIENCE = 30.0  # seconds; what is waited for takes far less on an idle machine
 LOOK = 0.05  # seconds between two questions to Slurm
 
@@ -267,7 +269,7 @@ class Cluster:
 
         Which GPU, and which Xid, where that does not matter.
         """
-        gpus = range(8) if gpu is None else [gpu]
+        gpus = range(7) if gpu is None else [gpu]  # a job here has 7 or all 8
         codes = XIDS if code is None else [code]
         recent = {fault for fault, at in self.said.items() if time.monotonic() - at < BURST}
         fault = next((node, n, xid) for xid in codes for n in gpus if (node, n, xid) not in recent)

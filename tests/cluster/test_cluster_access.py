@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import NOBODY, ROOT
+from conftest import NOBODY, OF_NOBODY, ROOT
 
 from slurm_health import wire
 from slurm_health.model import Finding, Severity, Urgency
@@ -133,7 +133,7 @@ def as_nobody(cluster, *words):
 
 
 def test_an_ordinary_user_sees_nodes_and_own_jobs(cluster):
-    own = cluster.running("sleep 300", "--uid=nobody", "--gid=nogroup", "--gpus=4")
+    own = cluster.running("sleep 300", *OF_NOBODY, "--gpus=4")
     roots = cluster.running("sleep 300", "--gpus=4")
     [node] = set(cluster.nodes_of(own) + cluster.nodes_of(roots))
     codes = {job: cluster.xid(node, gpu=int(cluster.runs(job)[0][2][0])) for job in (own, roots)}

@@ -3,6 +3,7 @@
 import datetime
 
 import pytest
+from conftest import OF_NOBODY
 
 pytestmark = pytest.mark.cluster
 
@@ -252,7 +253,7 @@ def test_a_job_that_fails_on_the_faulty_device_in_the_same_second_comes_back(clu
 
 
 def test_an_ordinary_users_job_comes_back_too(cluster):
-    job = cluster.running("id -un; sleep 300", "--uid=nobody", "--gid=nogroup", "--gpus=8")
+    job = cluster.running("id -un; sleep 300", *OF_NOBODY, "--gpus=8")
     [node] = cluster.nodes_of(job)
     code = cluster.xid(node)
     requeued(cluster, job, node, many=1)

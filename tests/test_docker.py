@@ -1,0 +1,46 @@
+"""What stands in docker/ fits what it configures. The cluster itself is tried by `make docker-demo`."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from slurm_health import config
+
+TOP = Path(__file__).parent.parent
+DOCKER = TOP / "docker"
+COMPOSE = (DOCKER / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["base", "engine", "entry", "fault"])
+def test_scripts_parse(name):
+    script = DOCKER / name
+    shell = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
+    done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_sites_configuration_has_no_mistake(tmp_path):
+    (tmp_path / "conf.d").mkdir()
+    shutil.copy(TOP / "etc/config.toml", tmp_path)
+    shutil.copy(DOCKER / "site.toml", tmp_path / "conf.d")
+    loaded = config.load(str(tmp_path / "config.toml"))
+    assert (loaded.mode, loaded.address) == ("requeue", ("ctld", 6821))
+    assert all(loaded.expected(f"n{number}")["gpus"] == 8 for number in range(1, 9))
+
+
+def test_every_host_has_the_address_that_the_others_know():
+    """Names stand in all containers' hosts file; a typing error there would make a host's reports refused."""
+    known = dict(re.findall(r"^    (\w+): \$\{NET:-[\d.]+\}\.(\d+)$", COMPOSE, re.MULTILINE))
+    own = dict(re.findall(r'hostname: (\w+)\n +networks: .*NET:-[\d.]+\}\.(\d+)"', COMPOSE))
+    assert {name: own[name] for name in known} == known
+    assert set(known) == {"db", "ctld", *(f"n{number}" for number in range(1, 9))}
+    assert len(set(own.values())) == len(own)
+
+
+def test_a_misspelled_fault_is_a_usage_error():
+    done = subprocess.run([str(DOCKER / "fault")], capture_output=True, text=True, check=False)
+    assert done.returncode == 64
+    assert "docker/fault HOST cut" in done.stderr
