@@ -55,7 +55,12 @@ class Case:
     @property
     def matters(self) -> bool:
         """Whether Slurm must be asked about it."""
-        return bool(self.pressing or self.ours.reason or self.attempts)
+        return bool(self.pressing or self.ours.reason or self.attempts or self.refused)
+
+    @property
+    def refused(self) -> bool:
+        """Whether our prolog has just turned a job away: Slurm drains the node for that, at once."""
+        return any(time.time() - card.refused < LATE for card in self.cards)
 
 
 class Controller:
@@ -69,11 +74,13 @@ class Controller:
         self.cards: dict[str, tuple[Card, ...]] = {}
         self.reported: dict[str, tuple[float, str]] = {}  # node -> when, verdict
         self.ahead: dict[str, float] = {}  # node -> by how much its last report's clock was ahead of ours
+        self.heard: dict[str, tuple[str, int]] = {}  # node -> its daemon's life, number of its last report
         self.decisions: dict[str, Decision] = {}
         self.changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.shown_out: dict[str, float] = {}  # node -> when Slurm was asked that last showed it out (epoch)
         self.not_before: dict[str, float] = {}  # node -> when a drain that Slurm rejected is tried again
         self.due: set[str] = set()  # nodes to be looked at now
+        self.turned_away: set[str] = set()  # nodes where our prolog has just refused a job
         self.woken = asyncio.Event()
         self.inventory: dict[str, Node] = {}
         self.inventory_at = 0.0
@@ -90,7 +97,11 @@ class Controller:
     def heed(self, report: NodeReport) -> Decision:
         """Write a report down and have its consequences drawn. LedgerError when it cannot be kept, Malformed
         when it must be said again."""
+        life, number = self.heard.get(report.node, ("", 0))
+        if report.life and report.life == life and report.number < number:
+            raise Malformed(f"{report.node}: a later report was heard before this one")
         report = self._in_our_time(report, time.time())
+        self.heard[report.node] = report.life, report.number
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
         changed = self.ledger.take(report, time.time())
@@ -198,7 +209,7 @@ class Controller:
             with self.outage.survived("nodes"):
                 if time.monotonic() >= tick:
                     tick = time.monotonic() + TICK
-                    self.due |= self.ledger.nodes_in_question(time.time() - LATE)
+                    self.due |= self.ledger.nodes_in_question(time.time() - LATE) | self.turned_away
                 await self.attend()
 
     async def attend(self) -> None:
@@ -238,6 +249,7 @@ class Controller:
         paused, room = self.rescue.paused(), self._room(total)
         drains: dict[str, list[Case]] = defaultdict(list)
         for case in cases:
+            (self.turned_away.add if case.refused else self.turned_away.discard)(case.name)
             if not case.matters:
                 self._decide(case.name, Decision(mode=self.config.mode))
                 self.out.discard(case.name)
@@ -280,7 +292,7 @@ class Controller:
     async def _judge(self, case: Case, outlook: policy.Outlook) -> str:
         """Draw the consequence for one node: all but a drain, whose reason is returned."""
         name, state = case.name, case.state
-        first = min((one.since for one in case.pressing), default=0.0)
+        first = min((one.since for one in case.pressing), default=None)
         refused = policy.our_hook(state, case.ours, case.cards, first)
         attempted = {row.detail for row in case.attempts}
         judged = policy.judge(state, case.incidents, case.ours, attempted, outlook, refused)
@@ -441,12 +453,13 @@ class Controller:
         # What has ended, or cannot, is closed with it and is no longer worth a note.
         still = [one for one in self.ledger.open_incidents([name]) if one.severity is Severity.CRITICAL]
         self._decide(name, self._noted(still))
-        log.warning("%s: resumed by an admin; its %d open incidents are acknowledged", name, len(old))
+        if old or not undo:
+            log.warning("%s: resumed by an admin; its %d open incidents are acknowledged", name, len(old))
         if case.pressing:
             self.look_at(name)
-        if undo and overruled:
+        if undo and (blamed := overruled[0] if overruled else self.ledger.latest(name)):
             why = "our hook failed after a RESUME"
-            action = self.ledger.intend(overruled[0].id, "resume", name, now, why)
+            action = self.ledger.intend(blamed.id, "resume", name, now, why)
             await self.slurm.resume([name])
             self.ledger.settle(action, "done", time.time())
 

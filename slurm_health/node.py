@@ -8,10 +8,12 @@ process or on a thread of its own.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
 import os
+import secrets
 import selectors
 import signal
 import threading
@@ -68,6 +70,7 @@ class NodeDaemon:
             for found in rules.judge(self.book, (), self.memory, time.time())[0]
             if found.lasting
         )
+        self.life, self.numbers = secrets.token_hex(8), itertools.count(1)  # of its reports
         self.blind: dict[str, str] = {}
         self.decision = wire.Decision()
         # Device minor -> PCI address, in NVML's order: of this boot, also those lost since.
@@ -306,6 +309,8 @@ class NodeDaemon:
             cards=tuple(jobs[-wire.MANY :]),
             blind=blind,
             verdict=self.verdict.said[0],
+            life=self.life,
+            number=next(self.numbers),
         )
 
     def _cards(self, now: float) -> list[Card]:

@@ -100,7 +100,11 @@ def judge(
     if ours.reason and not node.out:
         return Judgement(Do.YIELD, "resumed by an admin")
     if not pressing:
-        return Judgement(Do.STAND if node.out and (is_ours or node.reason in attempted) else Do.NOTHING)
+        if node.out and (is_ours or node.reason in attempted):
+            return Judgement(Do.STAND)
+        if refused and node.reason == "Prolog error" and "DRAIN" in node.flags:
+            return Judgement(Do.UNDO, "drained for our prolog, and nothing stands against it")
+        return Judgement(Do.NOTHING)
     first = min(pressing, key=lambda one: (one.since, one.id))
     if node.out:
         if is_ours or node.reason in attempted:
@@ -119,10 +123,13 @@ def judge(
     return Judgement(Do.DRAIN, reason=first.reason)
 
 
-def our_hook(node: Node | None, ours: Drained, cards: Iterable[Card], first: float) -> bool:
-    """Whether a hook that failed on the node was ours: our prolog refused a job since the first evidence, or
-    a job ended as Slurm noted "Epilog error" while we had the node out (our epilog then fails for each)."""
-
+def our_hook(node: Node | None, ours: Drained, cards: Iterable[Card], first: float | None) -> bool:
+    """Whether a hook that failed on the node was ours: our prolog refused a job since the first evidence
+    (with none, as Slurm noted the failure), or a job ended as Slurm noted "Epilog error" while we had the
+    node out (our epilog then fails for each).
+    """
+    if first is None:
+        first = node.since - 1 if node else math.inf
     epilog = node.since if node and ours.reason and node.reason == "Epilog error" else 0
     return any(
         (card.refused and card.refused >= first - SLACK) or (epilog and abs(card.ended - epilog) <= SLACK + 1)

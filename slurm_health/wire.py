@@ -56,6 +56,8 @@ class NodeReport:
 
     `opened` holds findings not yet receipted, `standing` the moments of all lasting findings that hold now
     (what the controller has open and is not in it has cleared), `blind` the probes that brought nothing.
+    `life` names this run of the daemon and `number` counts its reports: one that comes after a later one was
+    long under way and says nothing any more.
     """
 
     node: str
@@ -67,6 +69,8 @@ class NodeReport:
     blind: dict[str, str] = field(default_factory=dict)
     verdict: str = ""
     version: int = VERSION
+    life: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,8 @@ def node_report(body: bytes) -> NodeReport:
         cards=tuple(card(item) for item in _list(table, "cards")),
         blind={clean(key)[:100]: clean(str(value)) for key, value in blind.items()},
         verdict=text_field(table, "verdict", WORDS),
+        life=text_field(table, "life", 64),
+        number=int(_number(table, "number")),
         version=int(_number(table, "version", VERSION)),
     )
 

@@ -701,3 +701,16 @@ STOOD = policy.Drained("slurm-health: GPU_XID_79(0000:5d:00.0) off the bus", 900
 def test_whose_hook_failed(reason: str, ours: policy.Drained, card: Card, expected: bool) -> None:
     node = Node("n1", frozenset({"IDLE", "DRAIN"}), reason, since=1001)
     assert policy.our_hook(node, ours, [card], first=950.0) is expected
+
+
+@pytest.mark.parametrize(("refused", "expected"), [(1000.0, True), (990.0, False), (0.0, False)])
+def test_a_refusal_that_crossed_a_resume_is_undone(refused: float, expected: bool) -> None:
+    """The admin's RESUME was acknowledged when the prolog turned a job away for the old verdict."""
+    node = Node("n1", frozenset({"IDLE", "DRAIN"}), "Prolog error", since=1001)
+    ours = policy.our_hook(node, policy.Drained(), [Card(7, 0, refused=refused)], first=None)
+    assert ours is expected
+    faults = [incident(acknowledged=T)]
+    judged = policy.judge(node, faults, policy.Drained(), (), Outlook("requeue"), ours)
+    assert judged.do is (Do.UNDO if expected else Do.NOTHING)
+    somebody = replace(node, reason="bad fan")
+    assert policy.judge(somebody, faults, policy.Drained(), (), Outlook("requeue"), True).do is Do.NOTHING

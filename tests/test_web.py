@@ -389,6 +389,19 @@ async def test_a_silent_slurm_is_said(tmp_path: Path) -> None:
 
 
 @asynchronous
+async def test_a_report_that_comes_after_a_later_one_is_not_heard(tmp_path: Path) -> None:
+    """A cable that was out for a minute delivers what was sent before; what it says stands no more."""
+    lasting = replace(XID, code="IB_PORT_DOWN", device="mlx5_0/1", lasting=True)
+    async with site(tmp_path) as here:
+        assert (await here.report(lasting, life="a", number=2))[0] == 200
+        assert (await here.report(life="a", number=1))[0] == 400
+        [incident] = here.ledger.open_incidents()
+        assert not incident.cleared
+        assert (await here.report(life="b", number=1))[0] == 200  # the daemon was restarted
+        assert here.ledger.open_incidents() == []
+
+
+@asynchronous
 async def test_all_who_wait_for_the_list_of_nodes_wait_for_one_question(tmp_path: Path) -> None:
     """One after the other they would wait a deadline each, and `status` would not come."""
     asked, answers = 0, asyncio.Event()

@@ -90,7 +90,7 @@ CARDS = st.builds(
 REPORTS = st.builds(
     NodeReport, NAMES, PRINTABLE, MOMENTS, st.lists(FINDINGS, max_size=3).map(tuple),
     st.lists(PRINTABLE, max_size=3).map(tuple), st.lists(CARDS, max_size=3).map(tuple),
-    st.dictionaries(NAMES, PRINTABLE, max_size=3), PRINTABLE, st.integers(0, 9),
+    st.dictionaries(NAMES, PRINTABLE, max_size=3), PRINTABLE, st.integers(0, 9), PRINTABLE, st.integers(0, 9),
 )  # fmt: skip
 
 
