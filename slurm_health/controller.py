@@ -35,6 +35,7 @@ AT_ONCE = 8  # reasons drained for between two looks: what Slurm said must not g
 LATE = 60.0  # seconds in which a drain that got no answer may still come to pass (6 x MessageTimeout)
 SULK = 60.0  # seconds until a drain that Slurm rejected is tried again
 INVENTORY = 60.0  # seconds that the list of Slurm's nodes is believed
+LINES = 10  # incidents of one report that are logged one by one
 SKEW = 2.0  # seconds that a node's clock may be off ours
 
 
@@ -105,21 +106,14 @@ class Controller:
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
         changed = self.ledger.take(report, time.time())
+        for incident in filter(None, map(self.ledger.incident, changed[:LINES])):
+            level = logging.ERROR if incident.pressing else logging.WARNING
+            what = " has cleared" if incident.cleared else ""
+            log.log(level, "%s: incident %d %s%s", incident.node, incident.id, incident.words, what)
+        if len(changed) > LINES:
+            log.warning("%s: and %d incidents more", report.node, len(changed) - LINES)
+        self.ledger.reconsider(changed, policy.SUSPECT)  # this evidence may be of another job
         if changed or report.opened or any(card.refused for card in report.cards):
-            for number in changed:
-                if incident := self.ledger.incident(number):
-                    if incident.held.startswith(policy.SUSPECT):
-                        self.ledger.hold(number, "")  # this evidence may be of another job
-                    log.log(
-                        logging.ERROR if incident.pressing else logging.WARNING,
-                        "%s: incident %d %s(%s) %s%s",
-                        incident.node,
-                        number,
-                        incident.code,
-                        incident.device,
-                        incident.text,
-                        " has cleared" if incident.cleared else "",
-                    )
             self.look_at(report.node)
         return self.decision(report.node)
 

@@ -207,6 +207,13 @@ class Ledger(Store):
         with self.transaction() as connection:
             _update(connection, incidents, number, held=why)
 
+    def reconsider(self, numbers: Collection[int], why: str) -> None:
+        """Those of these incidents about which nothing was done for such a reason are to be judged anew."""
+        if numbers:
+            held = incidents.c.id.in_(numbers) & incidents.c.held.startswith(why, autoescape=True)
+            with self.transaction() as connection:
+                connection.execute(incidents.update().where(held).values(held=""))
+
     def close_quiet(self, now: float, quiet: float) -> None:
         """Close what only warned, cannot end by itself, and has not been seen for `quiet` seconds."""
         with self.transaction() as connection:
