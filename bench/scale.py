@@ -3,10 +3,11 @@
     python bench/scale.py [--nodes 12500] [--failing 1000] [--jobs 200] [--dir DIR]
 
 As root. A real slurmctld with that many configured nodes that do not exist, and a controller; the nodes'
-daemons are played by this program, which sends signed reports over HTTP as they do. Four measurements, in
+daemons are played by this program, which sends signed reports over HTTP as they do. Five measurements, in
 one run: all nodes report at once (a restarted controller); all send their heartbeat, spread over 30 s (what
 the controller costs then); some break within one second, each with an Xid of one of its eight GPUs (until
-Slurm shows the last one drained, and how many commands that took); all InfiniBand ports of two real nodes
+Slurm shows the last one drained, and how many commands that took); each of these has nine incidents more
+(what the controller costs at rest then, and its answer to `status`); all InfiniBand ports of two real nodes
 full of one-CPU jobs die (until the last of those jobs was requeued, and until the last one ran again).
 """
 
@@ -84,7 +85,9 @@ class Crowd:
 
 
 def broken(found: Finding, name: str, number: int) -> Finding:
-    return replace(found, device=f"0000:{number % 8:02x}:00.0", since=time.time(), moment=f"b/{name}")
+    """That finding on one of the node's GPUs."""
+    device = f"0000:{number % 8:02x}:00.0"
+    return replace(found, device=device, since=time.time(), moment=f"b/{name}/{found.code}")
 
 
 XID = Finding(
@@ -198,11 +201,22 @@ def run(box: Sandbox, given: argparse.Namespace, commands: Path) -> None:
         f" {drained(box)} drained after {took:.1f} s, {made['drain']} calls for it,"
         f" {sum(made.values())} in all |"
     )
-    status = ask(crowd.config, "GET", "/v1/status")
-    began = time.monotonic()
-    ask(crowd.config, "GET", "/v1/status")
-    took = (time.monotonic() - began) * 1e3
-    print(f"| `status` with {status['open_incidents']} open incidents | {took:.0f} ms |")
+    worse = [replace(XID, code=f"GPU_XID_{code}") for code in (46, 48, 62, 64, 74, 94, 95, 119, 140)]
+    asyncio.run(crowd.all_say(failing, 5.0, *worse))
+    time.sleep(5)
+    spent, began = cpu(), time.monotonic()
+    time.sleep(20)
+    share = (cpu() - spent) / (time.monotonic() - began) * 100
+    times = []
+    for _ in range(9):
+        began = time.monotonic()
+        status = ask(crowd.config, "GET", "/v1/status")
+        times.append((time.monotonic() - began) * 1e3)
+    print(
+        f"| at rest with {status['open_incidents']} open incidents | {share:.0f} % of one core,"
+        f" {process.memory_full_info().pss / 2**20:.0f} MiB;"
+        f" `status` in {statistics.median(times):.0f} ms, worst {max(times):.0f} ms |"
+    )
     jobs(box, given, crowd)
     print(f"| the controller's memory at the end | {process.memory_full_info().pss / 2**20:.0f} MiB |")
 

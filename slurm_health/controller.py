@@ -74,7 +74,6 @@ class Controller:
         self.rescue = Rescue(config, ledger, slurm, self.out, self.outage)  # `out` is shared
         self.cards: dict[str, tuple[Card, ...]] = {}
         self.reported: dict[str, tuple[float, str]] = {}  # node -> when, verdict
-        self.ahead: dict[str, float] = {}  # node -> by how much its last report's clock was ahead of ours
         self.heard: dict[str, tuple[str, int]] = {}  # node -> its daemon's life, number of its last report
         self.decisions: dict[str, Decision] = {}
         self.changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -97,11 +96,11 @@ class Controller:
 
     def heed(self, report: NodeReport) -> Decision:
         """Write a report down and have its consequences drawn. LedgerError when it cannot be kept, Malformed
-        when it must be said again."""
+        when a later one was heard before."""
         life, number = self.heard.get(report.node, ("", 0))
         if report.life and report.life == life and report.number < number:
             raise Malformed(f"{report.node}: a later report was heard before this one")
-        report = self._in_our_time(report, time.time())
+        report = _in_our_time(report, time.time())
         self.heard[report.node] = report.life, report.number
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
@@ -116,32 +115,6 @@ class Controller:
         if changed or report.opened or any(card.refused for card in report.cards):
             self.look_at(report.node)
         return self.decision(report.node)
-
-    def _in_our_time(self, report: NodeReport, now: float) -> NodeReport:
-        """The report with its times by our clock, where the node's goes wrong: Slurm's go by ours.
-
-        A report that was long under way (we stood still, or are flooded) looks alike, once: the next one is
-        younger, while a clock that goes wrong is as wrong as before.
-        """
-        ahead = report.sent - now
-        before, self.ahead[report.node] = self.ahead.get(report.node, 0.0), ahead
-        if not report.sent or abs(ahead) <= SKEW:
-            return report
-        if abs(ahead - before) > SKEW:
-            raise Malformed(f"{report.node}: sent {-ahead:.1f} s ago by its clock: say it again")
-        log.warning("%s: its clock is %+.1f s off ours", report.node, ahead)
-
-        def ours(at: float) -> float:
-            return at - ahead if at else 0.0
-
-        return replace(
-            report,
-            opened=tuple(replace(found, since=ours(found.since)) for found in report.opened),
-            cards=tuple(
-                replace(card, started=ours(card.started), ended=ours(card.ended), refused=ours(card.refused))
-                for card in report.cards
-            ),
-        )
 
     def decision(self, node: str) -> Decision:
         return self.decisions.get(node, Decision(mode=self.config.mode))
@@ -470,6 +443,30 @@ class Controller:
 
 def _shown(state: Node) -> policy.Drained:
     return policy.Drained(state.reason, state.since)
+
+
+def _in_our_time(report: NodeReport, now: float) -> NodeReport:
+    """The report with its times by our clock, where the node's goes wrong: Slurm's go by ours.
+
+    The node measures it. Where it has not, a report from our future goes wrong for sure; one from our
+    past may only have been long under way.
+    """
+    ahead = max(0.0, report.sent - now) if report.ahead is None else report.ahead
+    if not report.sent or abs(ahead) <= SKEW:
+        return report
+    log.warning("%s: its clock is %+.1f s off ours", report.node, ahead)
+
+    def ours(at: float) -> float:
+        return at - ahead if at else 0.0
+
+    return replace(
+        report,
+        opened=tuple(replace(found, since=ours(found.since)) for found in report.opened),
+        cards=tuple(
+            replace(card, started=ours(card.started), ended=ours(card.ended), refused=ours(card.refused))
+            for card in report.cards
+        ),
+    )
 
 
 @contextlib.asynccontextmanager

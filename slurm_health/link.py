@@ -10,11 +10,13 @@ import http.client
 import io
 import json
 import logging
+import math
 import random
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from slurm_health import wire
@@ -24,7 +26,24 @@ log = logging.getLogger(__name__)
 TIMEOUT = 10.0  # seconds for an answer that is due at once
 USUAL = (OSError, http.client.HTTPException, wire.Refused, wire.Malformed)  # what a controller may do to us
 REPORT, DECISION = "/v1/report", "/v1/decision"
+QUICK = 1.0  # seconds: an answer that took no longer says well enough what the controller's clock is
 FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds between tries, doubled and spread by chance
+
+
+class Clock:
+    """By how much our clock is `ahead` of the controller's (seconds), None until that was measured.
+
+    An answer was written some time between question and receipt: the quickest one says it best.
+    """
+
+    def __init__(self) -> None:
+        self.ahead: float | None = None
+        self.took = math.inf
+
+    def compare(self, sent: float, theirs: float, took: float) -> None:
+        """`sent`: when we asked, by our clock; `theirs`: the answer's, by their clock; seconds in between."""
+        if theirs and took <= max(self.took, QUICK):
+            self.ahead, self.took = sent + took / 2 - theirs, took
 
 
 class Link(threading.Thread):
@@ -46,6 +65,7 @@ class Link(threading.Thread):
         self.known = ""
         self.last_heard = time.monotonic()
         self.troubles: dict[str, str] = {}  # target -> why it does not answer; reports may fail alone
+        self.clock = Clock()
         self.listener = threading.Thread(target=self._listen, name="decisions", daemon=True)
 
     def poke(self) -> None:
@@ -66,10 +86,12 @@ class Link(threading.Thread):
         while True:
             self.news.clear()
             try:
-                report = self.compose()
+                report = replace(self.compose(), ahead=self.clock.ahead)
+                began, sent = time.monotonic(), time.time()
                 answer = post(REPORT, wire.encode(report))
                 wire.decision(answer)
                 unknown = wire.unknown(answer)
+                self.clock.compare(sent, wire.moment_now(answer), time.monotonic() - began)
             except Exception as error:  # whatever it is: a node that falls silent is watched by nobody
                 self._mourn(REPORT, error)
                 time.sleep(wait * random.uniform(0.5, 1.0))

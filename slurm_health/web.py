@@ -284,7 +284,8 @@ class Door:
                 await asyncio.sleep(0)  # others have their turn
                 decision = self.controller.heed(replace(report, opened=opened[start : start + AT_ONCE]))
             unknown = self.ledger.unknown(report.node, report.standing)
-            return _bytes(json.dumps(wire.plain(decision) | {"unknown": unknown}).encode())
+            more = {"unknown": unknown, "now": time.time()}
+            return _bytes(json.dumps(wire.plain(decision) | more).encode())
         finally:
             self.reporting.discard(who)
 

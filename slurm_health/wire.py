@@ -5,7 +5,8 @@ body, so that nothing of it can be changed or used twice. Unknown fields are ign
 defaults: an older node is understood.
 
     POST /v1/report     a NodeReport; the answer is a Decision, and the receipt for what was reported. Its
-                        "unknown" names the standing moments never heard of here: they are to be told again
+                        "unknown" names the standing moments never heard of here: they are to be told again.
+                        "now" is the controller's time (seconds since the epoch)
     POST /v1/decision   {"node", "known"}: answered when the Decision is no longer `known`, or after 25 s
     GET  /v1/status  /v1/incidents  /v1/incidents/<id>  /v1/jobs/<id>
     POST /v1/incidents/<id>/close  /v1/pause  /v1/unpause
@@ -57,7 +58,8 @@ class NodeReport:
     `opened` holds findings not yet receipted, `standing` the moments of all lasting findings that hold now
     (what the controller has open and is not in it has cleared), `blind` the probes that brought nothing.
     `life` names this run of the daemon and `number` counts its reports: one that comes after a later one was
-    long under way and says nothing any more.
+    long under way and says nothing any more. `ahead`: seconds that the node's clock is ahead of the
+    controller's, None before it has been measured.
     """
 
     node: str
@@ -71,6 +73,7 @@ class NodeReport:
     version: int = VERSION
     life: str = ""
     number: int = 0
+    ahead: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def node_report(body: bytes) -> NodeReport:
         verdict=text_field(table, "verdict", WORDS),
         life=text_field(table, "life", 64),
         number=int(_number(table, "number")),
+        ahead=_seconds(table, "ahead"),
         version=int(_number(table, "version", VERSION)),
     )
 
@@ -166,6 +170,11 @@ def decision(body: bytes) -> Decision:
 def unknown(body: bytes) -> frozenset[str]:
     """The moments that the answer to a report asks for."""
     return frozenset(text_field({"": item}, "", 300) for item in _list(json_object(body), "unknown"))
+
+
+def moment_now(body: bytes) -> float:
+    """The controller's time in the answer to a report, 0 from an older one."""
+    return _number(json_object(body), "now")
 
 
 def json_object(body: bytes) -> dict[str, Any]:
@@ -194,6 +203,16 @@ def _number(table: Mapping[str, Any], key: str, default: float = 0.0) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
         raise Malformed(f"{key}: not a number from 0 to {LARGEST:.0f}")
     return value
+
+
+def _seconds(table: Mapping[str, Any], key: str) -> float | None:
+    """A span that may be negative; None where it is not told."""
+    value = table.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and value < 0:
+        return -_number({key: -value}, key)
+    return _number(table, key)
 
 
 def _choice(table: Mapping[str, Any], key: str, choices: list[Any], default: str) -> str:

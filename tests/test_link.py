@@ -13,7 +13,7 @@ import pytest
 
 from slurm_health import link as link_module
 from slurm_health import wire
-from slurm_health.link import Link
+from slurm_health.link import Clock, Link
 from slurm_health.sandbox.daemon import await_until
 from slurm_health.wire import Decision, NodeReport
 
@@ -381,3 +381,18 @@ def test_an_answer_that_never_ends_is_not_waited_for(
         server.shutdown(socket.SHUT_RDWR)
     controller.start()
     wait(lambda: node.heard)
+
+
+def test_the_controllers_clock_is_what_quick_answers_say() -> None:
+    clock = Clock()
+    assert clock.ahead is None
+    clock.compare(sent=1000.0, theirs=0.0, took=0.01)  # an older controller says nothing
+    assert clock.ahead is None
+    clock.compare(sent=1000.0, theirs=970.0, took=20.0)  # it stood still for a while, somewhere in between
+    assert clock.ahead == 40.0
+    clock.compare(sent=1010.0, theirs=1010.05, took=0.1)
+    assert clock.ahead == pytest.approx(0.0)
+    clock.compare(sent=1020.0, theirs=1045.0, took=30.0)
+    assert clock.ahead == pytest.approx(0.0)
+    clock.compare(sent=1090.0, theirs=1030.0, took=0.0)  # it was set
+    assert clock.ahead == 60.0

@@ -388,6 +388,28 @@ async def test_a_silent_slurm_is_said(tmp_path: Path) -> None:
         assert (await here.get("/v1/status"))["slurm"]["trouble"] == "no answer in 10 s"
 
 
+@pytest.mark.parametrize(
+    ("sent", "ahead", "shift"),
+    [
+        (-30.0, 0.02, 0.0),  # long under way
+        (-30.0, None, 0.0),  # it may have been
+        (30.0, None, 30.0),
+        (-30.0, -30.0, -30.0),
+        (-45.0, -30.0, -30.0),  # both
+        (-1.5, -1.5, 0.0),
+    ],
+)
+@asynchronous
+async def test_times_go_by_the_controllers_clock(
+    tmp_path: Path, sent: float, ahead: float | None, shift: float
+) -> None:
+    now = time.time()
+    async with site(tmp_path) as here:
+        await here.report(replace(XID, since=now - 50 + shift), sent=now + sent, ahead=ahead)
+        [incident] = here.ledger.open_incidents()
+        assert incident.since == pytest.approx(now - 50, abs=0.5)
+
+
 @asynchronous
 async def test_a_report_that_comes_after_a_later_one_is_not_heard(tmp_path: Path) -> None:
     """A cable that was out for a minute delivers what was sent before; what it says stands no more."""

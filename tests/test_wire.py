@@ -91,6 +91,7 @@ REPORTS = st.builds(
     NodeReport, NAMES, PRINTABLE, MOMENTS, st.lists(FINDINGS, max_size=3).map(tuple),
     st.lists(PRINTABLE, max_size=3).map(tuple), st.lists(CARDS, max_size=3).map(tuple),
     st.dictionaries(NAMES, PRINTABLE, max_size=3), PRINTABLE, st.integers(0, 9), PRINTABLE, st.integers(0, 9),
+    st.none() | st.floats(-1e9, 1e9),
 )  # fmt: skip
 
 
