@@ -82,6 +82,9 @@ class Requeue(Section):
 
 
 class Slurm(Section):
+    backend: Literal["auto", "pyslurm", "commands"] = Field(
+        "auto", description="auto: pyslurm where it is for the running release, else Slurm's commands"
+    )
     conf: str = Field("", description="slurm.conf; empty: SLURM_CONF or Slurm's own default")
     bin: str = Field("", description="the folder of scontrol, squeue and sinfo; empty: PATH")
     deadline: Seconds = Field(10.0, description="no Slurm command is waited for longer")

@@ -36,8 +36,8 @@ def status(said: dict[str, Any]) -> str:
     """The cluster in a few lines; troubled nodes one by one."""
     controller = said["controller"]
     lines = [
-        f"controller {controller['address']}  version {controller['version']}  mode {controller['mode']}"
-        f"  Slurm by {said['slurm']['backend']}",
+        f"controller {controller['address']}  version {controller['version']}  mode {controller['mode']}",
+        f"Slurm      by {said['slurm']['backend']}: {said['slurm']['why']}",
         f"nodes      {said['nodes']}, reporting {said['reporting']}"
         + (f", silent {said['silent']}" if said["silent"] else "")
         + (f", drained by us {said['drained']}" if said["drained"] else ""),

@@ -348,7 +348,11 @@ class Door:
         troubled = sorted({*by_node, *out})
         return {
             "controller": {"version": __version__, "address": config.controller, "mode": config.mode},
-            "slurm": {"backend": getattr(controller.slurm, "name", ""), "trouble": slurm},
+            "slurm": {
+                "backend": getattr(controller.slurm, "name", ""),
+                "why": getattr(controller.slurm, "why", ""),
+                "trouble": slurm,
+            },
             "ledger": {
                 "url": self.ledger.url.render_as_string(),
                 "trouble": self.ledger.trouble,

@@ -289,7 +289,7 @@ def controller(tmp_path: Path) -> Iterator[Answering]:
 
 STATUS: dict[str, Any] = {
     "controller": {"version": "1", "address": "head:6821", "mode": "drain"},
-    "slurm": {"backend": "commands", "trouble": ""},
+    "slurm": {"backend": "commands", "why": "no pyslurm", "trouble": ""},
     "ledger": {"url": "sqlite:////ledger.db", "trouble": "", "aside": ""},
     "worst": "ok",
     "nodes": 4,
@@ -340,12 +340,14 @@ def test_the_status_is_the_clusters(
 ) -> None:
     controller.answer = STATUS | {
         "worst": worst,
-        "slurm": {"backend": "commands", "trouble": trouble},
+        "slurm": {"backend": "commands", "why": "no pyslurm", "trouble": trouble},
         "ledger": {"url": "sqlite:////ledger.db", "trouble": ledger, "aside": "ledger.db.corrupt-x"},
     }
     plain = call("status", "--config", str(controller.config))
     assert (plain.exit_code, plain.stderr) == (expected, "")
-    assert all(words in plain.stdout for words in (trouble, ledger, "ledger.db.corrupt-x"))
+    assert all(
+        words in plain.stdout for words in (trouble, ledger, "ledger.db.corrupt-x", "by commands: no pyslurm")
+    )
     as_json = call("status", "--json", "--config", str(controller.config))
     assert (as_json.exit_code, json.loads(as_json.stdout)) == (expected, controller.answer)
     assert controller.asked == [("GET", "/v1/status", None)] * 2

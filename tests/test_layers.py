@@ -133,9 +133,9 @@ LIBRARIES = {
     "aiohttp": {"web"},
     "click": below("cli"),
     "pydantic": {"config"},
-    "pyslurm": {"slurm.api"},
+    "pyslurm": {"slurm.worker"},
     "psutil": below("sandbox"),
-    "ClusterShell": {"config", "rescue", "web", "gres", "slurm.scontrol", "sandbox.demo"},
+    "ClusterShell": {"config", "rescue", "web", "gres", "slurm.scontrol", "slurm.api", "sandbox.demo"},
 }
 
 

@@ -97,22 +97,27 @@ def controller(config_file: str | None, verbose: bool) -> None:
 
     from slurm_health.controller import Controller
     from slurm_health.ledger import Ledger, LedgerError, WrongLedger
-    from slurm_health.slurm.scontrol import Commands
+    from slurm_health.slurm.api import Absent, reach
     from slurm_health.web import serve
     from slurm_health.wire import Refused
 
     config = load_config(config_file)
     _log(verbose)
+    site = config.slurm
+
+    async def seat(ledger: Ledger) -> None:
+        async with reach(site.backend, site.conf, site.bin, site.deadline) as slurm:
+            await serve(config, ledger, Controller(config, ledger, slurm))
+
     try:
         ledger = Ledger(config.ledger.url)
         while True:
-            slurm = Commands(config.slurm.conf, config.slurm.bin, config.slurm.deadline)
-            asyncio.run(serve(config, ledger, Controller(config, ledger, slurm)))
+            asyncio.run(seat(ledger))
             if not ledger.lost:
                 break
             # As after a crash: what the controller remembers goes with its ledger, all is asked again.
             ledger.open()
-    except WrongLedger as error:
+    except (WrongLedger, Absent) as error:
         raise Misconfigured(str(error)) from None
     except LedgerError as error:
         raise NoLedger(str(error)) from None

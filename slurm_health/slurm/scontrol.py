@@ -15,6 +15,7 @@ import shutil
 import signal
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Self
 
 from ClusterShell.NodeSet import NodeSet
 
@@ -39,6 +40,7 @@ JOB_FIELDS = (
     "NodeList",
 )
 NODE_FIELDS = ("NodeList", "StateComplete", "Timestamp", "NodeAddr", "Reason")
+NO_REASON = "none"  # what sinfo prints where there is none
 AT_ONCE = 8  # commands under way; more would only keep slurmctld and the host's cores from the first ones
 # What squeue says when no job has the id: not an error to us. Same words in 22.05 to 26.05.
 NO_SUCH_JOB = "Invalid job id specified"
@@ -67,35 +69,74 @@ def moment(text: str) -> float:
         return 0.0
 
 
-def job(line: str) -> Job:
-    """A job from squeue's line of JOB_FIELDS."""
-    own, array, task, het, state, reason, *numbers, start, end, nodes, _ = line.split("|")
-    restarts, uid, batch, requeue, size = numbers
-    together = het.isdigit() and int(het) > 0
-    if together:
-        label = het
+def made(
+    own: int,
+    array: int,
+    task: str,
+    het: int,
+    state: str,
+    reason: str,
+    restarts: int,
+    uid: int,
+    batch: bool,
+    requeueable: bool,
+    size: int,
+    start: float,
+    end: float,
+    nodes: str,
+) -> Job:
+    """A job from what Slurm says of it, in the order of JOB_FIELDS. `task` may name several, that wait."""
+    if het:
+        label = str(het)
     elif task.isdigit():
         label = f"{array}_{task}"
     else:
-        label = own
+        label = str(own)
     pending = state == "PENDING"
     return Job(
-        id=int(own),
+        id=own,
         label=label,
         state=state,
         completing=state == "COMPLETING",
         reason=reason,
-        restarts=int(restarts),
-        uid=int(uid),
-        batch=batch == "1",
-        requeueable=requeue == "1",
-        size=int(size) if size.isdigit() else 1,
+        restarts=restarts,
+        uid=uid,
+        batch=batch,
+        requeueable=requeueable,
+        size=size,
         nodes=() if pending else tuple(NodeSet(nodes)),
-        started=0.0 if pending else moment(start),
-        ended=moment(end),
-        begins=moment(start) if pending else 0.0,
-        het=together,
+        started=0.0 if pending else start,
+        ended=end,
+        begins=start if pending else 0.0,
+        het=het > 0,
     )
+
+
+def job(line: str) -> Job:
+    """A job from squeue's line of JOB_FIELDS."""
+    own, array, task, het, state, reason, *numbers, start, end, nodes, _ = line.split("|")
+    restarts, uid, batch, requeue, size = numbers
+    return made(
+        int(own),
+        int(array) if array.isdigit() else 0,
+        task.partition("%")[0],  # "3%2": of those that wait at most two at once
+        int(het) if het.isdigit() else 0,
+        state,
+        reason,
+        int(restarts),
+        int(uid),
+        batch == "1",
+        requeue == "1",
+        int(size) if size.isdigit() else 1,
+        moment(start),
+        moment(end),
+        nodes,
+    )
+
+
+def flags(state: str) -> frozenset[str]:
+    """The words of a node's state, without the signs that sinfo adds."""
+    return frozenset(word.upper().rstrip("*~#!%$@^-") for word in state.split("+"))
 
 
 def node(line: str) -> Node:
@@ -104,11 +145,16 @@ def node(line: str) -> Node:
     reason = reason.removesuffix("|")
     return Node(
         name=name,
-        flags=frozenset(word.upper().rstrip("*~#!%$@^-") for word in state.split("+")),
-        reason="" if reason == "none" else reason,
+        flags=flags(state),
+        reason="" if reason == NO_REASON else reason,
         since=int(moment(since)),
         address=address,
     )
+
+
+def refusal(words: str) -> SlurmError:
+    """What Slurm's words of error mean: that it did not answer, or that it answered no."""
+    return Unreachable(words) if any(sign in words for sign in SILENT) else Rejected(words)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -123,6 +169,7 @@ class Commands:
     """Slurm by its commands. `bin` names their folder, else PATH; `conf` slurm.conf, else Slurm's own way."""
 
     name = "commands"
+    why = "as configured"
 
     def __init__(self, conf: str = "", bin: str = "", deadline: float = 10.0) -> None:  # noqa: A002
         self.deadline = deadline
@@ -136,6 +183,12 @@ class Commands:
         self.bin = bin
         self.gate = asyncio.Semaphore(AT_ONCE)
         self.calls = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Ends what is kept running for it; here nothing is."""
 
     def _program(self, name: str) -> str:
         found = shutil.which(name, path=self.bin or None)
@@ -174,7 +227,7 @@ class Commands:
         words = err.decode(errors="replace").strip()
         if process.returncode:
             what = f"{name} {' '.join(arguments[:3])}: {words or f'exit {process.returncode}'}"
-            raise Unreachable(what) if any(sign in words for sign in SILENT) else Rejected(what)
+            raise refusal(what)
         return out.decode(errors="replace")
 
     async def nodes(self, names: Iterable[str] = ()) -> dict[str, Node]:
