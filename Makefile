@@ -39,7 +39,7 @@ docker-down: ## end it, and remove its volumes
 
 docker-test: docker ## the tests that need a Slurm, on that release's (ARGS=-x: what pytest is told)
 	@$(COMPOSE) build --quiet test
-	@docker run --rm slurm-health-test:$(RELEASE) -m cluster $(ARGS)
+	@docker run --rm slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
 
 docker:
 	@docker/engine
