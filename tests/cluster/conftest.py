@@ -33,6 +33,7 @@ OF_NOBODY = (f"--uid={NOBODY.pw_uid}", f"--gid={NOBODY.pw_gid}")
 # Two ways to Slurm can be compared where there are two.
 collect_ignore = [] if importlib.util.find_spec("pyslurm") else ["test_cluster_backends.py"]
 PATIENCE = 30.0  # seconds; what is waited for takes far less on an idle machine
+SERVING = ("idle", "mixed", "allocated", "completing")
 LOOK = 0.05  # seconds between two questions to Slurm
 
 # Any number of nodes may go out, but where a test is about the budget. A link that came back is well at once,
@@ -171,14 +172,15 @@ class Cluster:
         return int(self.ask("squeue", "-h", "-t", "all", "-j", job, "-O", "RestartCnt"))
 
     def reason(self, node):
-        """What `sinfo` gives as the reason of a node, "none" where there is none."""
-        return self.ask("sinfo", "-h", "-n", node, "-o", "%E")
+        """Why a node is out, "none" while it serves: 24.11 shows the old reason of one that was resumed."""
+        state, _, reason = self.ask("sinfo", "-h", "-n", node, "-o", "%T|%E").partition("|")
+        return "none" if state in SERVING else reason
 
     def node_state(self, node):
         return self.ask("sinfo", "-h", "-N", "-n", node, "-o", "%T")
 
     def serves(self, node):
-        return self.node_state(node) in ("idle", "mixed", "allocated", "completing")
+        return self.node_state(node) in SERVING
 
     def resume(self, node):
         self.resumed.append(node)
