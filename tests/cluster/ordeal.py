@@ -70,6 +70,14 @@ def after_awaited(owner, name, then):
     setattr(owner, name, wrapped)
 
 
+def changes():
+    """What changes something in Slurm, whichever way it goes: (class, name of its method)."""
+    from slurm_health.slurm.api import Api
+    from slurm_health.slurm.scontrol import Commands
+
+    return [(owner, name) for owner in (Commands, Api) for name in CHANGES if name in vars(owner)]
+
+
 def die_as_controller(ordeal):
     import sqlalchemy as sa
 
@@ -77,7 +85,6 @@ def die_as_controller(ordeal):
     import slurm_health.web  # noqa: F401  (what is imported before the fork is not imported at each start)
     from slurm_health.ledger import Ledger
     from slurm_health.ledger.schema import actions
-    from slurm_health.slurm.scontrol import Commands
 
     here = threading.local()
     together = None  # steps that are about to be committed at once
@@ -117,13 +124,11 @@ def die_as_controller(ordeal):
     def changed(name, result, slurm, *arguments):
         ordeal.die(" ".join(["slurm", name, *(["incomplete"] if True in arguments else [])]))
 
-    for name in CHANGES:
-        after_awaited(Commands, name, functools.partial(changed, name))
+    for owner, name in changes():
+        after_awaited(owner, name, functools.partial(changed, name))
 
 
 def stall(ordeal, pid):
-    from slurm_health.slurm.scontrol import Commands
-
     def stalling(name, method):
         @functools.wraps(method)
         async def wrapped(*arguments):
@@ -137,8 +142,8 @@ def stall(ordeal, pid):
 
         return wrapped
 
-    for name in CHANGES:
-        setattr(Commands, name, stalling(name, getattr(Commands, name)))
+    for owner, name in changes():
+        setattr(owner, name, stalling(name, getattr(owner, name)))
 
 
 def die_as_node(ordeal):
