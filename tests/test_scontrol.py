@@ -92,6 +92,11 @@ def test_a_live_job(state: str) -> None:
     assert (job.completing, job.state, job.begins) == (False, state, 0)
 
 
+@pytest.mark.parametrize(("flag", "batch"), [("0", False), ("1", True), ("2", True)])
+def test_a_batch_job_stays_one_when_its_launch_failed(flag: str, batch: bool) -> None:
+    assert scontrol.job(line(BatchFlag=flag)).batch is batch
+
+
 def test_a_completing_job() -> None:
     assert scontrol.job(line(State="COMPLETING")).completing
 

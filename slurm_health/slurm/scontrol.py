@@ -125,7 +125,7 @@ def job(line: str) -> Job:
         reason,
         int(restarts),
         int(uid),
-        batch == "1",
+        batch not in ("", "0"),  # 2 after a launch that failed: slurmctld counts it up
         requeue == "1",
         int(size) if size.isdigit() else 1,
         moment(start),
