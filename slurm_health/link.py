@@ -112,11 +112,16 @@ class Link(threading.Thread):
                 answer = wire.decision(post(DECISION, body))
             except Exception as error:  # as above
                 self._mourn(DECISION, error)
+                self.known = ""  # so that the next one is answered at once
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 if wait == FIRST_WAIT:
-                    self.poke()  # a controller that was restarted should know at once what stands here
+                    self.poke()
                 wait = min(LAST_WAIT, wait * 2)
                 continue
+            if wait != FIRST_WAIT:
+                # A controller that was restarted should know at once what stands here. The report of the
+                # first try may have gone to one that has died since.
+                self.poke()
             wait = FIRST_WAIT
             self._rejoice(DECISION)
             self.known = answer.version

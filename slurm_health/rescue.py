@@ -212,6 +212,8 @@ class Rescue:
         if job and job.restarts > victim.restarts:
             # Requeued, and not noted: by us before a crash, or by Slurm after our prolog's refusal.
             for kind in ("requeue", "hold"):
+                if not self.ledger.unsettled(kind, victim.label):
+                    continue  # each tenth of a second: no writer's lock for nothing
                 with self.ledger.together():
                     done = self._conclude(kind, victim, f"restarts={victim.restarts}")
                     if done:

@@ -32,6 +32,7 @@ class Controller:
         self.connections = 0
         self.unknown: list[str] | None = None  # which moments it asks for; None as an older release
         self.status, self.answer = 200, b""  # what to answer instead of a decision
+        self.deaf = False  # whether it answers nobody who asks for its decision
         self._decision = Decision()
         self._changed = threading.Condition()
         self._server: ThreadingHTTPServer | None = None
@@ -74,6 +75,8 @@ class Controller:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 try:
                     door.signer(self.headers["Authorization"], wire.payload("POST", self.path, body))
+                    if here.deaf and self.path != "/v1/report":
+                        raise wire.Refused("deaf")
                     status, answer = here.status, here.answer or here._respond(self.path, body)
                 except (wire.Refused, wire.Malformed) as error:
                     status, answer = 403, str(error).encode()
@@ -244,6 +247,20 @@ def test_a_controller_that_was_restarted_is_told_at_once(controller: Controller,
     wait(lambda: len(controller.reports) > 1)
     controller.decide(Decision("x"))
     wait(lambda: Decision("x") in node.decided)
+
+
+def test_a_controller_that_dies_again_before_it_was_asked_is_told_too(
+    controller: Controller, node: Node
+) -> None:
+    node.link.start()
+    wait(lambda: node.heard and node.decided)
+    controller.stop()
+    controller.deaf = True
+    controller.start()
+    wait(lambda: len(controller.reports) > 1)  # told once, as its first question failed
+    controller.reports.clear()  # it died, and nothing of that is left
+    controller.deaf = False
+    wait(lambda: controller.reports)
 
 
 @pytest.mark.parametrize(
