@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import pwd
 import re
 import resource
@@ -309,7 +310,7 @@ class Door:
     async def _pace(self, what: str, node: str, cost: float) -> None:
         """Let a node that uses more than its share of the controller's time wait, not the others."""
         now = time.monotonic()
-        used = max(self.used.get((what, node), 0.0), now - BURST / RATE)
+        used = max(self.used.get((what, node), -math.inf), now - BURST / RATE)
         self.used[what, node] = used + cost / RATE
         if used > now:
             await asyncio.sleep(used - now)
