@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm_health.model import Card
+from slurm_health.model import Card, Reading
 
 KEEP = 900.0  # seconds that an ended card stays: three times MinJobAge's default
 LARGEST = 4096  # bytes; a card is some hundred
+RANKS = 16  # of one job on one device that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,36 @@ def devices(
     return tuple(found) if all(found) else None
 
 
-def dated(card: RawCard, devices: tuple[str, ...] | None, boot: float) -> Card:
+def ranks(
+    cards: Iterable[RawCard], processes: Iterable[Reading]
+) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
+    """The ranks on each device of each run (job, restarts), from what the `process` probe read.
+
+    A process is a job's by its own environment, so its user must be the job's; and of the job's last run here
+    that has not ended.
+    """
+    runs = {card.job: card for card in sorted(cards, key=lambda card: card.restarts) if not card.ended}
+    said: dict[tuple[str, int], dict[str, int]] = {}
+    for one in processes:
+        if isinstance(one.value, int):
+            said.setdefault((one.device, one.pid), {})[one.name] = one.value
+    found: dict[tuple[int, int], dict[str, set[int]]] = {}
+    for (device, _), its in said.items():
+        card = runs.get(its.get("process.job", -1))
+        if card and "process.rank" in its and its.get("process.uid") == card.uid:
+            found.setdefault((card.job, card.restarts), {}).setdefault(device, set()).add(its["process.rank"])
+    return {
+        run: {device: tuple(sorted(those)[:RANKS]) for device, those in by_device.items()}
+        for run, by_device in found.items()
+    }
+
+
+def dated(
+    card: RawCard,
+    devices: tuple[str, ...] | None,
+    boot: float,
+    ranks: Mapping[str, tuple[int, ...]] | None = None,
+) -> Card:
     """The card for the wire: times in seconds since the epoch, `boot` being the epoch at uptime 0."""
 
     def epoch(at: float) -> float:
@@ -121,4 +151,5 @@ def dated(card: RawCard, devices: tuple[str, ...] | None, boot: float) -> Card:
         started=epoch(card.uptime),
         ended=epoch(card.ended),
         refused=epoch(card.refused),
+        ranks=ranks or {},
     )

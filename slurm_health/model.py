@@ -5,7 +5,8 @@ Frozen values that every other module passes around. Nothing here does anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 
@@ -92,7 +93,8 @@ class Card:
     """A job as its prolog noted it on one node (see prolog/slurm-health.sh). Times are epoch seconds.
 
     `devices` holds the PCI addresses of the job's GPUs, or None where they cannot be told (never guessed).
-    `ended` and `refused` are 0 until they happen.
+    `ended` and `refused` are 0 until they happen. `ranks` says which ranks of the job were last seen on which
+    device, also when it or they are gone; a device on which none was ever seen is not in it.
     """
 
     job: int
@@ -102,6 +104,7 @@ class Card:
     started: float = 0.0
     ended: float = 0.0
     refused: float = 0.0
+    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

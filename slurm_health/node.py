@@ -29,7 +29,7 @@ from slurm_health.config import Config
 from slurm_health.host import Host, uptime
 from slurm_health.link import Link
 from slurm_health.model import Card, Finding, Reading, Report, Severity
-from slurm_health.probes import gpu, infiniband, kernel, nic
+from slurm_health.probes import gpu, infiniband, kernel, nic, process
 from slurm_health.probes.runner import Runner
 from slurm_health.sinks.verdict import VerdictFile
 from slurm_health.spool import Spool
@@ -42,6 +42,8 @@ ALONE = 60.0  # seconds without the controller after which its decision no longe
 BACKLOG = 600.0  # seconds before our start; older kernel lines are not news when nothing was remembered
 FULL_PASS = 15.0  # seconds between looks at what changes slowly on a link: rates and addresses
 LINK_DEADLINE = 5.0
+PROCESS_DEADLINE = 5.0
+SEATED = 64  # runs whose ranks are remembered
 TICK = 1.0
 
 
@@ -80,6 +82,7 @@ class NodeDaemon:
             if isinstance(minor := its.get("minor"), int) and its.get("boot") == self.boot
         }
         self.held: dict[tuple[int, int], tuple[str, ...] | None] = {}  # (job, restarts) -> its GPUs
+        self.ranks: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}  # the same -> GPU -> ranks seen
         self.turned_away: set[tuple[int, int]] = set()
         self.inbox: deque[Callable[[], None]] = deque()
         self.lock = threading.Lock()  # over what `compose` reads from the link's thread
@@ -218,7 +221,13 @@ class NodeDaemon:
     def _report(self, report: Report) -> None:
         """A probe came back: learn, judge, and say what is new."""
         self.unseen.discard(report.probe)
-        if report.probe == "gpu":
+        if report.probe == "process":
+            self._seat(report.readings)
+        elif report.probe == "gpu":
+            running = [one for one in report.readings if one.name == "gpu.process"]
+            if running:
+                look = partial(process.process, self.host, running)
+                self.runner.start("process", look, PROCESS_DEADLINE, time.monotonic())
             if any(one.name == "gpu.driver" and one.value != "ok" for one in report.readings):
                 # Whether it is a fault or a driver being reloaded shows sooner when asked more often.
                 self.gpu_due = min(self.gpu_due, time.monotonic() + RETRY)
@@ -246,6 +255,14 @@ class NodeDaemon:
             self.baseline = learned
             self._save("baseline.json", lambda path: baseline.save(path, learned))
         self._judge(baseline.expect(self.baseline, self.expectations, report))
+
+    def _seat(self, processes: Iterable[Reading]) -> None:
+        """Remember which ranks sit on which GPU: when it fails, they are gone and cannot be asked."""
+        with self.lock:
+            for run, seen in cards.ranks(self.cards.read(uptime()), processes).items():
+                if run in self.held:
+                    self.ranks[run] = self.ranks.pop(run, {}) | seen
+            self.ranks = dict(list(self.ranks.items())[-SEATED:])  # those last seen: a report has an end
 
     def _kernel(self) -> None:
         if not self.log:
@@ -326,7 +343,12 @@ class NodeDaemon:
                         self.held[card.job, card.restarts] = cards.devices(card, minors, self.gpus)
             runs = {(card.job, card.restarts) for card in raw}
             self.held = {run: devices for run, devices in self.held.items() if run in runs}
-            return [cards.dated(card, self.held.get((card.job, card.restarts)), now - up) for card in raw]
+            self.ranks = {run: seen for run, seen in self.ranks.items() if run in runs}
+            return [
+                cards.dated(card, self.held.get(run), now - up, self.ranks.get(run))
+                for card in raw
+                for run in [(card.job, card.restarts)]
+            ]
 
     def _minors(self) -> dict[int, int] | None:
         """Slurm's GPU ordinals to device minors, by the files that slurmd reads too."""

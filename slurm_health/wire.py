@@ -38,6 +38,7 @@ VERSION = 1
 LIMIT = 1 << 20  # bytes of one request: 1,000 findings of the largest kind fit
 WORDS = 1000  # longest text in a message; longer ones are cut by the sender and refused by the receiver
 MANY = 500  # findings, cards or moments in one report
+RANKS = 64  # ranks of one job on one device
 LARGEST = 1e11  # seconds: a time is before the year 5138, and no id of Slurm's is longer
 LONG_POLL = 25.0  # seconds: below the 30 s at which a heartbeat is due
 HEARTBEAT = 30.0
@@ -133,7 +134,22 @@ def card(table: Mapping[str, Any]) -> Card:
         started=_number(table, "started"),
         ended=_number(table, "ended"),
         refused=_number(table, "refused"),
+        ranks=_ranks(table.get("ranks", {})),
     )
+
+
+def _ranks(value: object) -> dict[str, tuple[int, ...]]:
+    """The ranks of a job by device: {"0000:5d:00.0": [37]}."""
+    if not isinstance(value, dict) or len(value) > 256:
+        raise Malformed("ranks: not a small table")
+    found = {}
+    for device, ranks in value.items():
+        if not isinstance(ranks, list) or len(ranks) > RANKS:
+            raise Malformed(f"ranks: not a list of at most {RANKS}")
+        found[text_field({"": device}, "", 100)] = tuple(
+            int(_number({"ranks": rank}, "ranks")) for rank in ranks
+        )
+    return found
 
 
 def node_report(body: bytes) -> NodeReport:

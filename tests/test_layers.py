@@ -54,7 +54,7 @@ def below(*packages: str) -> set[str]:
 
 def test_the_nouns_import_nothing_of_ours_and_the_standard_library_only() -> None:
     assert ours("slurm_health.model") == set()
-    assert imports("slurm_health.model") <= {"__future__", "dataclasses", "enum"}
+    assert imports("slurm_health.model") <= {"__future__", "collections.abc", "dataclasses", "enum"}
 
 
 # What could read a file, a clock or a socket, or write a log.

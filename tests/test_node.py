@@ -153,6 +153,34 @@ def test_a_fault_from_the_first_line_to_the_end(daemon: Daemon, controller: Cont
     assert (daemon.state / "spool").read_text() == ""
 
 
+def test_ranks_are_remembered_when_they_and_their_gpu_are_gone(
+    daemon: Daemon, controller: Controller
+) -> None:
+    (daemon.run / "jobs").mkdir(parents=True)
+    (daemon.run / "jobs/7.0").write_text("job=7\nuid=1000\ngpus=1\nrestarts=0\nuptime=1\n")
+    daemon.machine.inject("process", gpu=1, code=77, text="SLURM_JOB_ID=7 SLURM_PROCID=37")
+    daemon.start()
+    daemon.wait_for("ok")
+
+    def ranks(code: str) -> object:
+        """What the report said that brought this code."""
+        for report in controller.reports:
+            if any(found.code == code for found in report.opened):
+                return [dict(card.ranks) for card in report.cards]
+        return None
+
+    def seen() -> bool:  # a report goes out only with news
+        daemon.machine.inject("xid", gpu=0, code=79)
+        wait(lambda: ranks("GPU_XID_79"))
+        return dict(controller.reports[-1].cards[0].ranks) == {"0000:2a:00.0": (37,)}
+
+    assert await_until(seen, 30)
+    daemon.machine.clear()  # the process ends ...
+    daemon.machine.inject("gpu-gone", gpu=1)  # ... for its GPU is gone
+    wait(lambda: ranks("GPU_MISSING"))
+    assert ranks("GPU_MISSING") == [{"0000:2a:00.0": (37,)}]
+
+
 def test_a_hung_driver_is_a_finding_and_not_a_hung_daemon(daemon: Daemon, controller: Controller) -> None:
     daemon.machine.inject("driver-hang")
     daemon.start()

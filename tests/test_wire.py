@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_health import wire
+from slurm_health.cards import RANKS
 from slurm_health.model import Card, Finding, Severity, Urgency
+from slurm_health.node import SEATED
 from slurm_health.wire import Decision, Hmac, Malformed, Munge, NodeReport, Refused
 
 FOUND = Finding(
@@ -41,7 +43,7 @@ REPORT = NodeReport(
     standing=("6f1c/IB/1",),
     cards=(
         Card(7, 1, 1000, ("0000:5d:00.0",), 1.7e9, 0.0, 1_700_000_002.0),
-        Card(8, 0, 1000, None, 1.7e9),
+        Card(8, 0, 1000, None, 1.7e9, ranks={"0000:5d:00.0": (37, 38), "0000:18:00.0": ()}),
         Card(9, 0, 1000, (), 1.7e9, 1.7e9),
     ),
     blind={"gpu": "no answer within 10 s"},
@@ -290,12 +292,14 @@ def test_any_bytes_are_a_report_or_malformed(body: bytes) -> None:
 
 def test_the_largest_report_fits_the_limit() -> None:
     largest = replace(FOUND, text="t" * 64, evidence="x" * 500, device="d" * 100, moment="m" * 100)
+    ranks = {f"0000:{bus:02x}:00.0": (2**32,) * RANKS for bus in range(16)}
     report = replace(
         REPORT,
         opened=tuple(replace(largest, moment=f"m{n:0299}") for n in range(wire.MANY)),
         standing=tuple(f"m{n:099}" for n in range(wire.MANY)),
         cards=tuple(
-            Card(n, 9, 2**32 - 1, ("0000:5d:00.0",) * 8, 1.7e9, 1.7e9, 1.7e9) for n in range(wire.MANY)
+            Card(n, 9, 2**32 - 1, ("0000:5d:00.0",) * 8, 1.7e9, 1.7e9, 1.7e9, ranks if n < SEATED else {})
+            for n in range(wire.MANY)
         ),
     )
     assert len(wire.encode(report)) < wire.LIMIT

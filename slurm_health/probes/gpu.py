@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slurm_health.host import Host
-from slurm_health.model import Reading, Report
+from slurm_health.model import Reading, Report, Value
 from slurm_health.probes.nvidia import address, recovery_action
 
 LIBRARY = "SLURM_HEALTH_NVML_LIBRARY"
@@ -28,6 +28,7 @@ PCI = "sys/bus/pci/devices"
 VENDOR, CLASSES = "0x10de", ("0x0300", "0x0302")  # PCI ids: NVIDIA; VGA and 3D controllers
 PATIENCE = 60.0  # seconds that a hung process keeps after its deadline, before it is told to end
 GRACE = 10.0  # seconds between telling it and killing it
+PROCESSES = 64  # of one GPU: 48 clients are the most that MPS lets share it
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -62,7 +63,7 @@ class Library:
         self.known: dict[int, str] = {}  # index -> PCI address, for a GPU that no longer tells its own
 
     def ask(self) -> dict[str, Any]:
-        """{"error": why NVML cannot be used or "", "readings": [[name, device, value, evidence], ...]}"""
+        """{"error": why NVML cannot be used, "", "readings": [[name, device, value, evidence, pid], ...]}"""
         nvml = self.nvml
         try:
             if not self.ready:
@@ -108,6 +109,8 @@ class Library:
                 continue
             if isinstance(value, dict):
                 found += [[key, device, part, ""] for key, part in value.items()]
+            elif isinstance(value, list):
+                found += [[name, device, pid, evidence, pid] for pid, evidence in value]
             elif value is not None:
                 found.append([name, device, value, ""])
         if not lost:
@@ -142,6 +145,17 @@ def _ecc(nvml: Any, handle: Any) -> int | None:
     return count if count < 2**63 else None  # all ones: NVML's "not available"
 
 
+def _processes(nvml: Any, handle: Any) -> list[tuple[int, str]]:
+    """nvmlDeviceGetComputeRunningProcesses: those that compute here, by pid, and the memory they hold. The
+    pids are of our own pid namespace; what runs in another one that we cannot see has none (0)."""
+    running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    return [
+        (one.pid, "" if one.usedGpuMemory is None else f"{one.usedGpuMemory >> 20} MiB")
+        for one in running[:PROCESSES]
+        if one.pid
+    ]
+
+
 def _recovery_action(nvml: Any, handle: Any) -> str | None:
     """NVML_FI_DEV_GET_GPU_RECOVERY_ACTION (drivers from R565 on)"""
     field = nvml.nvmlDeviceGetFieldValues(handle, [230])[0]
@@ -156,6 +170,7 @@ FIELDS: dict[str, Any] = {
     "gpu.ecc_uncorrected": _ecc,
     "gpu.remapped": _remapped,
     "gpu.recovery_action": _recovery_action,
+    "gpu.process": _processes,
 }
 
 
@@ -326,7 +341,7 @@ class Worker:
         asked = self._asked if self._asked is not None else now
         try:
             said = json.loads(line)
-            readings = [Reading(*map(_value, row)) for row in said["readings"]]
+            readings = [_reading(*row) for row in said["readings"]]
             failure, number = str(said["error"]), int(said["ask"])
         except (ValueError, KeyError, TypeError):
             return None  # a library that prints to standard output
@@ -394,10 +409,10 @@ class Worker:
             self.note.unlink(missing_ok=True)
 
 
-def _value(value: object) -> Any:
+def _reading(name: str, device: str, value: Value, evidence: str, pid: int = 0) -> Reading:
     if not isinstance(value, str | int | float | bool):
         raise TypeError(value)
-    return value
+    return Reading(name, device, value, evidence, pid=pid)
 
 
 class _Process:

@@ -40,6 +40,7 @@ FAULTS: dict[str, Fault] = {
         _fault("recovery-action", "gpu", "the driver asks for a recovery action (code, 1: reset the GPU)"),
         _fault("driver-failed", "", "NVML cannot talk to the driver (code: what it says, 9: not loaded)"),
         _fault("driver-hang", "", "every NVML call, or the one that text names, does not return"),
+        _fault("process", "gpu code", "process code is on the GPU (text: a fake one with that environment)"),
         _fault("nvml-error", "text code", "the NVML call that text names returns code (on GPU gpu or all)"),
         _fault("ib-down", "port", "an InfiniBand port is down"),
         _fault("ib-slow", "port", "an InfiniBand port has half its rate"),

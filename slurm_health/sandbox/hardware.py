@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 from slurm_health.sandbox import SandboxError, sysfs
 from slurm_health.sandbox.faults import check, sxid_lines, xid_lines
+
+PROCESS_MEMORY = 1 << 30  # bytes that an injected process holds on its GPU
+USER = 1000  # the uid of a process that no real one stands for
 
 _MOST = {"gpus": 32, "ports": 32, "nics": 16}  # gpus: nvml.c's SLOTS
 
@@ -116,6 +120,9 @@ class Machine:
                 self._count(net / "carrier_down_count")
             case "nic-slow":
                 self._put(self._net(fault["port"]) / "speed", str(sysfs.SPEED // 10))
+            case "process":
+                self._run(fault["code"], fault.get("text", ""))
+                self._write_nvml(facts)
             case _:
                 self._write_nvml(facts)
 
@@ -137,6 +144,27 @@ class Machine:
                 self._put(net / "carrier", "1")
             case "gpu-gone":
                 sysfs.link_pci(self.folder, facts["gpus"][fault["gpu"]]["pci"])
+            case "process":
+                self._end(fault["code"])
+
+    def _end(self, pid: int) -> None:
+        process = self.folder / f"proc/{pid}"
+        if process.is_symlink():
+            process.unlink()
+        else:
+            shutil.rmtree(process, ignore_errors=True)
+
+    def _run(self, pid: int, environment: str) -> None:
+        """Show a process in proc/: the one of this machine with that number, or one of a fake user's that has
+        the given words (NAME=VALUE ...) in its environment."""
+        process = self.folder / f"proc/{pid}"
+        self._end(pid)
+        if not environment:
+            process.symlink_to(f"/proc/{pid}")
+            return
+        process.mkdir(parents=True, exist_ok=True)
+        self._put(process / "status", f"Name:\tpython3\nUid:\t{USER}\t{USER}\t{USER}\t{USER}")
+        self._put(process / "environ", "\0".join(environment.split()))
 
     def _say_xid(self, facts: dict[str, Any], gpu: int, code: int) -> None:
         board = facts["gpus"][gpu]
@@ -167,6 +195,8 @@ class Machine:
                     lines.append(f"init {9 if code is None else code}")
                 case "driver-hang":
                     lines.append(f"hang {fault.get('text') or '*'}")
+                case "process":
+                    lines.append(f"process {gpu} {code} {PROCESS_MEMORY}")
                 case "nvml-error":
                     lines.append(f"fail {fault['text']} {gpu} {code}")
         self._put(self.folder / "nvml", "\n".join([*lines, "end"]))

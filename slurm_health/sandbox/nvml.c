@@ -31,7 +31,7 @@ enum {
 	INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999
 };
 
-enum { SLOTS = 32, RULES = 32, WORD = 96 };
+enum { SLOTS = 32, RULES = 32, PROCESSES = 256, WORD = 96 };
 
 /* Numbers of one GPU. The order is that of KEYS. */
 enum key {
@@ -86,7 +86,7 @@ struct state {
 	struct gpu gpu[SLOTS];
 	struct { char call[WORD]; int slot, code; } fail[RULES];
 	char hang[RULES][WORD];
-	struct process process[RULES];
+	struct process process[PROCESSES];
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -126,7 +126,7 @@ static int parse(FILE *file, struct state *s)
 			s->fail[s->fails++].code = (int)number;
 		} else if (s->hangs < RULES && sscanf(line, "hang %95s", word) == 1) {
 			strcpy(s->hang[s->hangs++], word);
-		} else if (s->processes < RULES) {
+		} else if (s->processes < PROCESSES) {
 			struct process *p = &s->process[s->processes];
 
 			if (sscanf(line, "process %d %u %llu", &p->slot, &p->pid, &p->bytes) == 3)
