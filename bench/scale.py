@@ -50,7 +50,7 @@ class Crowd:
         self.config = config.load(str(box.layout.config))
         self.names = [f"g{number}" for number in range(1, nodes + 1)]
         self.signature = wire.signature("munge", str(box.layout.munge_socket))
-        self.url = f"http://127.0.0.1:{self.config.address[1]}"
+        self.url = f"http://127.0.0.1:{self.config.addresses[0][1]}"
         self.waits: list[float] = []
 
     async def say(self, client: aiohttp.ClientSession, name: str, *opened: Finding) -> None:

@@ -1,4 +1,7 @@
-"""Asking the controller, from any host of the cluster: one signed request, one answer."""
+"""Asking the controller, from any host of the cluster: one signed request, one answer.
+
+Where there are several, each is asked in turn until one answers that does not stand by.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,49 @@ TIMEOUT = 10.0
 
 
 class ClientError(Exception):
-    """Why there is no answer, and what to look at. `unreachable`: nobody was there to say no."""
+    """Why there is no answer, and what to look at. `unreachable`: nobody was there to say no. `stands_by`: it
+    is not the one that acts."""
 
-    def __init__(self, words: str, unreachable: bool = False) -> None:
+    def __init__(self, words: str, unreachable: bool = False, stands_by: bool = False) -> None:
         super().__init__(words)
-        self.unreachable = unreachable
+        self.unreachable, self.stands_by = unreachable, stands_by
 
 
 def ask(config: Config, method: str, target: str, body: dict[str, Any] | None = None) -> Any:
     """The controller's answer to one question."""
+    missed: list[ClientError] = []
+    for address in config.addresses:
+        try:
+            return _ask(config, address, method, target, body)
+        except ClientError as error:
+            if not (error.unreachable or error.stands_by):
+                raise
+            missed.append(error)
+    raise ClientError("\n".join(map(str, missed)), all(error.unreachable for error in missed))
+
+
+def status(config: Config) -> dict[str, Any]:
+    """The answer to GET /v1/status, and each of the `controllers` with its `state`: "acts", "stands by", or
+    why it says nothing."""
+    states, said, missed = [], None, []
+    for address, words in zip(config.addresses, config.controller, strict=True):
+        try:
+            answer = _ask(config, address, "GET", "/v1/status")
+            said, state = said or answer, "acts"
+        except ClientError as error:
+            missed.append(error)
+            state = "stands by" if error.stands_by else str(error)
+        states.append({"address": words, "state": state})
+    if said is None:
+        raise ClientError("\n".join(map(str, missed)), all(error.unreachable for error in missed))
+    return {**said, "controllers": states}
+
+
+def _ask(
+    config: Config, address: tuple[str, int], method: str, target: str, body: dict[str, Any] | None = None
+) -> Any:
     data = json.dumps(body).encode() if body is not None else b""
-    host, port = config.address
+    host, port = address
     where = f"the controller at {host}:{port}"
     try:
         signature = wire.signature(config.auth.method, config.auth.munge_socket, config.auth.key_file)
@@ -44,7 +79,8 @@ def ask(config: Config, method: str, target: str, body: dict[str, Any] | None = 
     finally:
         connection.close()
     if response.status != 200:
-        raise ClientError(f"{where} says: {answer.decode(errors='replace').strip()}")
+        said = answer.decode(errors="replace").strip()
+        raise ClientError(f"{where} says: {said}", stands_by=response.status == wire.STANDS_BY)
     try:
         return json.loads(answer)
     except ValueError:

@@ -34,8 +34,19 @@ def _address(text: str) -> str:
     if not colon:
         host, port = text, str(DEFAULT_PORT)
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError("write host:port, such as slurmctl:6821")
+        raise ValueError(f"write host:port, such as slurmctl:6821, not {text!r}")
     return f"{host}:{port}"
+
+
+def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
+    addresses = tuple(map(_address, texts))
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("one address stands there twice")
+    return addresses
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _hostlist(text: str) -> str:
@@ -123,7 +134,12 @@ class Nodes(Section):
 
 class Config(Section):
     mode: Literal["observe", "drain", "requeue"] = "observe"
-    controller: Annotated[str, AfterValidator(_address)] = f"localhost:{DEFAULT_PORT}"
+    controller: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_listed),
+        AfterValidator(_addresses),
+        Field(min_length=1, description="several: one acts, the others stand by"),
+    ] = (f"localhost:{DEFAULT_PORT}",)
     when_alone: Literal["observe", "refuse"] = "observe"
     run_dir: Path = Path("/run/slurm-health")
     state_dir: Path = Path("/var/lib/slurm-health")
@@ -156,9 +172,10 @@ class Config(Section):
         return merged | {"ignore": ignore}
 
     @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.controller.rpartition(":")
-        return host, int(port)
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each controller."""
+        parts = [address.rpartition(":") for address in self.controller]
+        return [(host, int(port)) for host, _, port in parts]
 
 
 def path(explicit: str | None = None) -> Path:

@@ -1,7 +1,8 @@
 """A node's line to its controller: reports go out, decisions come in, both on threads of their own.
 
 Nothing here can hold up the daemon: it hands over what to say when asked (`compose`) and is handed what came
-back (`heard`). Each thread keeps one HTTP/1.1 connection open.
+back (`heard`). Each thread keeps one HTTP/1.1 connection open. Of several controllers they stay with the one
+that answers: whoever stands by refuses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,9 @@ TIMEOUT = 10.0  # seconds for an answer that is due at once
 USUAL = (OSError, http.client.HTTPException, wire.Refused, wire.Malformed)  # what a controller may do to us
 REPORT, DECISION = "/v1/report", "/v1/decision"
 QUICK = 1.0  # seconds: an answer that took no longer says well enough what the controller's clock is
-FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds between tries, doubled and spread by chance
+FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds when all controllers were tried, doubled and spread by chance
+
+Address = tuple[str, int]
 
 
 class Clock:
@@ -51,7 +54,7 @@ class Link(threading.Thread):
 
     def __init__(
         self,
-        address: tuple[str, int],
+        addresses: Sequence[Address],
         signature: Callable[[], wire.Signature],
         node: str,
         compose: Callable[[], wire.NodeReport],
@@ -59,12 +62,14 @@ class Link(threading.Thread):
         decided: Callable[[wire.Decision], None],
     ) -> None:
         super().__init__(name="report", daemon=True)
-        self.address, self.signature, self.node = address, signature, node
+        self.addresses, self.signature, self.node = addresses, signature, node
+        self.turn = 0  # counts the controllers that were tried, round and round
         self.compose, self.heard, self.decided = compose, heard, decided
         self.news = threading.Event()
         self.known = ""
         self.last_heard = time.monotonic()
-        self.troubles: dict[str, str] = {}  # target -> why it does not answer; reports may fail alone
+        # Target and controller -> why it does not answer; reports may fail alone.
+        self.troubles: dict[tuple[str, Address], str] = {}
         self.clock = Clock()
         self.listener = threading.Thread(target=self._listen, name="decisions", daemon=True)
 
@@ -81,21 +86,21 @@ class Link(threading.Thread):
         return time.monotonic() - self.last_heard
 
     def run(self) -> None:
-        post = _Post(self.address, self.signature, TIMEOUT)
+        post = _Post(self.signature, TIMEOUT)
         wait = FIRST_WAIT
         while True:
             self.news.clear()
+            turn, clock = self.turn, self.clock
             try:
-                report = replace(self.compose(), ahead=self.clock.ahead)
+                report = replace(self.compose(), ahead=clock.ahead)
                 began, sent = time.monotonic(), time.time()
-                answer = post(REPORT, wire.encode(report))
+                answer = post(self._address(turn), REPORT, wire.encode(report))
                 wire.decision(answer)
                 unknown = wire.unknown(answer)
-                self.clock.compare(sent, wire.moment_now(answer), time.monotonic() - began)
+                clock.compare(sent, wire.moment_now(answer), time.monotonic() - began)
             except Exception as error:  # whatever it is: a node that falls silent is watched by nobody
-                self._mourn(REPORT, error)
-                time.sleep(wait * random.uniform(0.5, 1.0))
-                wait = min(LAST_WAIT, wait * 2)
+                self._mourn(REPORT, turn, error)
+                wait = self._move_on(turn, wait)
                 continue
             wait = FIRST_WAIT
             self._rejoice(REPORT)
@@ -104,63 +109,86 @@ class Link(threading.Thread):
             self.news.wait(wire.HEARTBEAT)
 
     def _listen(self) -> None:
-        post = _Post(self.address, self.signature, wire.LONG_POLL + TIMEOUT)
-        wait = FIRST_WAIT
+        post = _Post(self.signature, wire.LONG_POLL + TIMEOUT)
+        wait, missed = FIRST_WAIT, 0
         while True:
+            turn = self.turn
             body = json.dumps({"node": self.node, "known": self.known}).encode()
             try:
-                answer = wire.decision(post(DECISION, body))
+                answer = wire.decision(post(self._address(turn), DECISION, body))
             except Exception as error:  # as above
-                self._mourn(DECISION, error)
+                self._mourn(DECISION, turn, error)
                 self.known = ""  # so that the next one is answered at once
-                time.sleep(wait * random.uniform(0.5, 1.0))
-                if wait == FIRST_WAIT:
+                wait = self._move_on(turn, wait)
+                missed += 1
+                if missed == 1:
                     self.poke()
-                wait = min(LAST_WAIT, wait * 2)
                 continue
-            if wait != FIRST_WAIT:
+            if missed:
                 # A controller that was restarted should know at once what stands here. The report of the
                 # first try may have gone to one that has died since.
                 self.poke()
-            wait = FIRST_WAIT
+            wait, missed = FIRST_WAIT, 0
             self._rejoice(DECISION)
             self.known = answer.version
             self.decided(answer)
+
+    def _address(self, turn: int) -> Address:
+        return self.addresses[turn % len(self.addresses)]
+
+    def _move_on(self, turn: int, wait: float) -> float:
+        """Try the next controller, at once but for a `wait` after the last one; how long the next is."""
+        if self.turn == turn:  # else the other thread has moved on already
+            self.turn = turn + 1
+            if len(self.addresses) > 1:
+                self.clock = Clock()
+        if (turn + 1) % len(self.addresses):
+            return wait
+        time.sleep(wait * random.uniform(0.5, 1.0))
+        return min(LAST_WAIT, wait * 2)
 
     @property
     def trouble(self) -> str:
         return "; ".join(self.troubles.copy().values())
 
-    def _mourn(self, target: str, error: Exception) -> None:
-        words = str(error) or type(error).__name__
-        if words not in self.troubles.copy().values():
+    def _mourn(self, target: str, turn: int, error: Exception) -> None:
+        address, words = self._address(turn), str(error) or type(error).__name__
+        known = [said for (_, one), said in self.troubles.copy().items() if one == address]
+        if words not in known:
             ours = not isinstance(error, USUAL)
-            said = wire.clean(words)
-            log.warning("controller %s:%d: %s", *self.address, said, exc_info=error if ours else None)
-        self.troubles[target] = words
+            log.warning("controller %s:%d: %s", *address, wire.clean(words), exc_info=error if ours else None)
+        self.troubles[target, address] = words
 
     def _rejoice(self, target: str) -> None:
+        """One controller has answered: it does not matter that others did not."""
         self.last_heard = time.monotonic()
-        if self.troubles.pop(target, None) and not self.troubles:
-            log.info("controller %s:%d answers again", *self.address)
+        over = [key for key in self.troubles.copy() if key[0] == target]
+        for key in over:
+            self.troubles.pop(key, None)
+        if over and not self.troubles:
+            log.info("controller %s:%d answers", *self._address(self.turn))
 
 
 class _Post:
     """A signed POST over a connection that is kept; made again when it broke. The answer is there within the
     timeout, however its bytes drip, and bounded."""
 
-    def __init__(
-        self, address: tuple[str, int], signature: Callable[[], wire.Signature], timeout: float
-    ) -> None:
+    def __init__(self, signature: Callable[[], wire.Signature], timeout: float) -> None:
         self.signature, self.timeout = signature, timeout
         self.end = 0.0  # when the answer must be there (monotonic)
-        self.connection = http.client.HTTPConnection(*address, timeout=timeout)
-        self.connection.response_class = self._response  # type: ignore[assignment]
+        self.address: Address | None = None
+        self.connection: http.client.HTTPConnection
 
     def _response(self, line: socket.socket, *arguments: Any, **named: Any) -> http.client.HTTPResponse:
         return http.client.HTTPResponse(_Until(line, self.end), *arguments, **named)  # type: ignore[arg-type]
 
-    def __call__(self, target: str, body: bytes) -> bytes:
+    def __call__(self, address: Address, target: str, body: bytes) -> bytes:
+        if address != self.address:
+            if self.address:
+                self.connection.close()
+            self.address = address
+            self.connection = http.client.HTTPConnection(*address, timeout=self.timeout)
+            self.connection.response_class = self._response  # type: ignore[assignment]
         try:
             seal = self.signature().sign(wire.payload("POST", target, body))
             headers = {"Authorization": seal, "Content-Type": "application/json"}

@@ -112,7 +112,7 @@ class NodeDaemon:
         self.unseen = {*probes, *(["gpu"] if self.worker else [])}  # what the first pass still owes
         self.gpu_due = math.inf  # when NVML is asked next (monotonic)
         self.link = Link(
-            config.address,
+            config.addresses,
             self._signature,
             name,
             self.compose,

@@ -42,6 +42,8 @@ def status(said: dict[str, Any]) -> str:
         + (f", silent {said['silent']}" if said["silent"] else "")
         + (f", drained by us {said['drained']}" if said["drained"] else ""),
     ]
+    if len(said["controllers"]) > 1:
+        lines[1:1] = [f"           {one['address']} {one['state']}" for one in said["controllers"]]
     if said["slurm"]["trouble"]:
         lines.append(f"Slurm      does not answer: {said['slurm']['trouble']}")
     if trouble := said["ledger"]["trouble"]:

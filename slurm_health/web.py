@@ -348,7 +348,7 @@ class Door:
         out = {row.name: row for row in self.ledger.out_by_us()}
         troubled = sorted({*by_node, *out})
         return {
-            "controller": {"version": __version__, "address": config.controller, "mode": config.mode},
+            "controller": {"version": __version__, "address": config.controller[0], "mode": config.mode},
             "slurm": {
                 "backend": getattr(controller.slurm, "name", ""),
                 "why": getattr(controller.slurm, "why", ""),
@@ -604,7 +604,7 @@ async def serve(config: Config, ledger: Ledger, controller: Controller) -> None:
     # Two connections for each node.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    host, port = config.address
+    host, port = config.addresses[0]
     near = host in ("localhost", "127.0.0.1", "::1")
     async with door.open(host if near else None, port):
         log.info("listening on port %d, mode %s, ledger %s", port, config.mode, config.ledger.url)

@@ -11,6 +11,10 @@ defaults: an older node is understood.
     GET  /v1/status  /v1/incidents  /v1/incidents/<id>  /v1/jobs/<id>
     POST /v1/incidents/<id>/close  /v1/pause  /v1/unpause
 
+Of several controllers one acts. The others answer 421 (STANDS_BY) to all but GET /v1/incidents and /v1/jobs,
+with the words "stands by: HOST:PORT acts" (or why nobody does): ask there. A node or command that knows one
+address only takes it for any other refusal, and tries again.
+
 A body has its Content-Length: at most LIMIT for a report, 64 KiB for anything else. A whole request is due
 within 10 s. The connection is kept for root and SlurmUser, and closed after every other answer. 429 says that
 a report of this node is being handled: what is not receipted is sent again, later.
@@ -35,6 +39,7 @@ from typing import Any, Protocol
 from slurm_health.model import Card, Finding, Severity, Urgency
 
 VERSION = 1
+STANDS_BY = 421  # Misdirected Request (RFC 9110): this one cannot answer, another may
 LIMIT = 1 << 20  # bytes of one request: 1,000 findings of the largest kind fit
 WORDS = 1000  # longest text in a message; longer ones are cut by the sender and refused by the receiver
 MANY = 500  # findings, cards or moments in one report

@@ -1,5 +1,6 @@
 """The command line: exit statuses, help, options wherever they stand, what is said when nobody answers."""
 
+import contextlib
 import json
 import os
 import re
@@ -247,6 +248,7 @@ class Answering:
     """Answers every question with what is laid out, and notes what was asked."""
 
     config: Path
+    address: str
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     answer: object = None
     status: int = 200
@@ -254,7 +256,13 @@ class Answering:
 
 @pytest.fixture
 def controller(tmp_path: Path) -> Iterator[Answering]:
-    key = tmp_path / "key"
+    with answering(tmp_path) as said:
+        yield said
+
+
+@contextlib.contextmanager
+def answering(folder: Path) -> Iterator[Answering]:
+    key = folder / "key"
     key.touch(0o600)
     key.write_text("k" * 64)
     door = wire.Hmac(str(key))
@@ -275,11 +283,10 @@ def controller(tmp_path: Path) -> Iterator[Answering]:
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        config = tmp_path / "config.toml"
-        config.write_text(
-            f'controller = "127.0.0.1:{server.server_port}"\n[auth]\nmethod = "hmac"\nkey_file = "{key}"\n'
-        )
-        said = Answering(config)
+        config = folder / "config.toml"
+        address = f"127.0.0.1:{server.server_port}"
+        config.write_text(f'controller = "{address}"\n[auth]\nmethod = "hmac"\nkey_file = "{key}"\n')
+        said = Answering(config, address)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield said
@@ -349,7 +356,8 @@ def test_the_status_is_the_clusters(
         words in plain.stdout for words in (trouble, ledger, "ledger.db.corrupt-x", "by commands: no pyslurm")
     )
     as_json = call("status", "--json", "--config", str(controller.config))
-    assert (as_json.exit_code, json.loads(as_json.stdout)) == (expected, controller.answer)
+    states = {"controllers": [{"address": controller.address, "state": "acts"}]}
+    assert (as_json.exit_code, json.loads(as_json.stdout)) == (expected, controller.answer | states)
     assert controller.asked == [("GET", "/v1/status", None)] * 2
 
 
@@ -554,3 +562,65 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         assert process.stderr
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=20) == 130
+
+
+# -- several controllers
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Answering, Answering]]:
+    """The first stands by, the second acts; the configuration of the first names both."""
+    (tmp_path / "other").mkdir()
+    with answering(tmp_path) as first, answering(tmp_path / "other") as second:
+        first.config.write_text(
+            f'controller = ["{first.address}", "{second.address}"]\n'
+            f'[auth]\nmethod = "hmac"\nkey_file = "{tmp_path}/other/key"\n'
+        )
+        first.status, first.answer = 421, f"stands by: {second.address} acts\n".encode()
+        yield first, second
+
+
+def test_the_one_that_acts_is_asked(pair: tuple[Answering, Answering]) -> None:
+    first, second = pair
+    second.answer = {"done": "paused: n1"}
+    result = call("pause", "--nodes", "n1", "--config", str(first.config))
+    assert (result.exit_code, result.stdout) == (0, "paused: n1\n")
+    assert first.asked == second.asked
+
+
+def test_a_refusal_is_not_asked_for_twice(pair: tuple[Answering, Answering]) -> None:
+    first, second = pair
+    first.status, first.answer = 403, b"uid 1000 may not do this"
+    result = call("pause", "--config", str(first.config))
+    assert (result.exit_code, second.asked) == (3, [])
+
+
+def test_status_says_who_acts_and_who_stands_by(pair: tuple[Answering, Answering]) -> None:
+    first, second = pair
+    second.answer = STATUS
+    result = call("status", "--config", str(first.config))
+    assert result.exit_code == 0
+    assert f" {first.address} stands by\n" in result.stdout
+    assert f" {second.address} acts\n" in result.stdout
+    said = json.loads(call("status", "--json", "--config", str(first.config)).stdout)
+    assert said["controllers"] == [
+        {"address": first.address, "state": "stands by"},
+        {"address": second.address, "state": "acts"},
+    ]
+    text = first.config.read_text()
+    first.config.write_text(text.replace(first.address, f"127.0.0.1:{free_port()}"))
+    result = call("status", "--config", str(first.config))
+    assert (result.exit_code, "does not answer" in result.stdout) == (0, True)
+
+
+def test_nobody_acts(pair: tuple[Answering, Answering]) -> None:
+    first, second = pair
+    words = "stands by: nobody acts, and slurmctld acts on ctl9"
+    for one in pair:
+        one.status, one.answer = 421, words.encode()
+    for command in ("status", "incidents"):
+        result = call(command, "--config", str(first.config))
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert result.stderr == "".join(
+            f"slurm-health: the controller at {one.address} says: {words}\n" for one in (first, second)
+        )

@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
 
 def test_the_defaults_observe(file: Path) -> None:
     assert config.load().mode == "observe"
-    assert config.load().address == ("localhost", 6821)
+    assert config.load().addresses == [("localhost", 6821)]
 
 
 def test_the_environment_names_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,12 +247,33 @@ def test_sections_merge_key_by_key(file: Path, node: str, expected: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("text", "address"),
-    [("head", ("head", 6821)), ("head:7000", ("head", 7000)), ("10.0.0.1:7000", ("10.0.0.1", 7000))],
+    ("text", "addresses"),
+    [
+        ('"head"', [("head", 6821)]),
+        ('"head:7000"', [("head", 7000)]),
+        ('"10.0.0.1:7000"', [("10.0.0.1", 7000)]),
+        ('["ctl1", "ctl2:7000"]', [("ctl1", 6821), ("ctl2", 7000)]),
+    ],
 )
-def test_the_controllers_address(file: Path, text: str, address: tuple[str, int]) -> None:
-    file.write_text(f'controller = "{text}"\n')
-    assert config.load(str(file)).address == address
+def test_the_controllers_addresses(file: Path, text: str, addresses: list[tuple[str, int]]) -> None:
+    file.write_text(f"controller = {text}\n")
+    assert config.load(str(file)).addresses == addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[]", "at least 1 item"),
+        ('["ctl1", "ctl1:6821"]', "twice"),
+        ('["ctl1", "ctl2:x"]', "host:port"),
+        ("7", "valid tuple"),
+    ],
+)
+def test_controllers_that_cannot_be(file: Path, text: str, why: str) -> None:
+    file.write_text(f"controller = {text}\n")
+    [mistake] = mistakes(file)
+    assert str(file) in mistake
+    assert why in mistake
 
 
 @pytest.mark.parametrize(

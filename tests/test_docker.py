@@ -27,7 +27,7 @@ def test_the_sites_configuration_has_no_mistake(tmp_path):
     shutil.copy(TOP / "etc/config.toml", tmp_path)
     shutil.copy(DOCKER / "site.toml", tmp_path / "conf.d")
     loaded = config.load(str(tmp_path / "config.toml"))
-    assert (loaded.mode, loaded.address) == ("requeue", ("ctld", 6821))
+    assert (loaded.mode, loaded.addresses) == ("requeue", [("ctld", 6821)])
     assert all(loaded.expected(f"n{number}")["gpus"] == 8 for number in range(1, 9))
 
 

@@ -138,7 +138,7 @@ def controller(tmp_path: Path) -> Iterator[Controller]:
 class Node:
     """What stands behind a link here: counts what it composes, keeps what it hears."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, *others: Controller) -> None:
         self.controller = controller
         self.composed = 0
         self.heard: list[NodeReport] = []
@@ -146,7 +146,7 @@ class Node:
         self.decided: list[Decision] = []
         self.broken = self.over = False
         self.link = Link(
-            controller.address,
+            [one.address for one in (controller, *others)],
             self.signature,
             "n1",
             self.compose,
@@ -333,10 +333,91 @@ def test_a_controller_that_takes_no_reports_is_said_once(
 ) -> None:
     """Its decisions come all the while: its ledger's disk is full."""
     for _ in range(3):
-        node.link._mourn(link_module.REPORT, wire.Refused("503 the ledger"))
+        node.link._mourn(link_module.REPORT, 0, wire.Refused("503 the ledger"))
         node.link._rejoice(link_module.DECISION)
     assert node.link.trouble == "503 the ledger"
     assert [record.getMessage().endswith("503 the ledger") for record in caplog.records] == [True]
+
+
+# -- several controllers
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Controller]:
+    played = Controller(tmp_path / "key")
+    played.start()
+    yield played
+    played.stop()
+
+
+def stand_by(controller: Controller) -> None:
+    controller.status, controller.answer = wire.STANDS_BY, b"stands by: the other acts"
+
+
+def act(controller: Controller) -> None:
+    controller.status, controller.answer = 200, b""
+
+
+@pytest.fixture
+def torn(controller: Controller, other: Controller, node: Node) -> Iterator[Node]:
+    """A node that knows both."""
+    it = Node(controller, other)
+    yield it
+    other.stop()
+    it.end()
+
+
+def test_a_node_stays_with_the_controller_that_acts(
+    controller: Controller, other: Controller, torn: Node
+) -> None:
+    stand_by(controller)
+    torn.link.start()
+    wait(lambda: torn.heard and torn.decided)
+    wait(lambda: not torn.link.trouble)
+    known, reports = controller.connections, len(other.reports)
+    for _ in range(3):
+        torn.link.poke()
+        reports += 1
+        wait(lambda: len(torn.heard) == reports)  # noqa: B023
+    assert torn.heard == other.reports
+    assert (controller.reports, controller.connections) == ([], known)
+    other.decide(Decision("x"))
+    wait(partial(torn.follows, Decision("x")))
+
+
+@pytest.mark.parametrize("how", ["dies", "stands by"])
+def test_a_node_follows_whoever_acts(controller: Controller, other: Controller, torn: Node, how: str) -> None:
+    stand_by(other)
+    torn.link.start()
+    wait(lambda: torn.heard and torn.decided)
+    controller.decide(Decision("x"))
+    wait(partial(torn.follows, Decision("x")))
+    if how == "dies":
+        controller.stop()
+    else:
+        stand_by(controller)
+        torn.link.poke()
+    known = torn.composed
+    wait(lambda: torn.composed > known + 3)
+    assert other.reports == []
+    assert torn.follows(Decision("x"))  # nobody has said otherwise
+    act(other)
+    if how != "dies":
+        controller.decide(Decision("stale"))  # ends the poll that is still open there
+    other.decide(Decision("y"))
+    wait(lambda: other.reports)
+    wait(partial(torn.follows, Decision("y")))
+    wait(lambda: not torn.link.trouble)
+
+
+def test_each_controller_has_a_clock_of_its_own(
+    controller: Controller, other: Controller, torn: Node
+) -> None:
+    torn.link.clock.compare(sent=1000.0, theirs=960.0, took=0.0)
+    stand_by(controller)
+    torn.link.start()
+    wait(lambda: other.reports)
+    assert other.reports[0].ahead is None
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -392,7 +473,7 @@ def test_an_answer_that_never_ends_is_not_waited_for(
         threading.Thread(target=accept, daemon=True).start()
         node.link.start()
         wait(lambda: node.composed > 2)
-        assert node.link.troubles.get(link_module.REPORT)
+        assert node.link.troubles.get((link_module.REPORT, controller.address))
         assert node.heard == []
         over.set()
         server.shutdown(socket.SHUT_RDWR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -12,12 +13,19 @@ from slurm_health.cli.shell import LEVELS, Group, config_option, json_option, lo
 
 
 def _ask(config_file: str | None, method: str, target: str, body: dict[str, Any] | None = None) -> Any:
-    from slurm_health.client import ClientError, ask
+    from slurm_health.client import ask
+
+    return _answer(ask, load_config(config_file), method, target, body)
+
+
+def _answer(question: Callable[..., Any], *arguments: Any) -> Any:
+    from slurm_health.client import ClientError
 
     try:
-        return ask(load_config(config_file), method, target, body)
+        return question(*arguments)
     except ClientError as error:
-        click.echo(f"slurm-health: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"slurm-health: {line}", err=True)
         sys.exit(LEVELS["unknown"])
 
 
@@ -30,9 +38,9 @@ def status(as_json: bool, config_file: str | None) -> None:
     Exit status: 0 ok, 1 warning, 2 critical, 3 unknown (the controller does not answer, or cannot act for
     want of Slurm or its ledger).
     """
-    from slurm_health import text
+    from slurm_health import client, text
 
-    said = _ask(config_file, "GET", "/v1/status")
+    said = _answer(client.status, load_config(config_file))
     show(said, as_json, text.status)
     unknown = said["slurm"]["trouble"] or said["ledger"]["trouble"]
     sys.exit(LEVELS["unknown"] if unknown else LEVELS[said["worst"]])

@@ -124,4 +124,4 @@ def controller(config_file: str | None, verbose: bool) -> None:
     except Refused as error:
         raise CannotStart(str(error)) from None
     except OSError as error:
-        raise CannotStart(f"cannot serve on port {config.address[1]}: {error.strerror}") from None
+        raise CannotStart(f"cannot serve on port {config.addresses[0][1]}: {error.strerror}") from None

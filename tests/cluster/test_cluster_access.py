@@ -40,7 +40,9 @@ def forged(node):
 
 
 def send(cluster, target, body, header, source="127.0.0.1"):
-    connection = http.client.HTTPConnection(*cluster.config.address, timeout=10, source_address=(source, 0))
+    connection = http.client.HTTPConnection(
+        *cluster.config.addresses[0], timeout=10, source_address=(source, 0)
+    )
     connection.request("POST", target, body, {"Authorization": header} if header else {})
     response = connection.getresponse()
     said = response.read().decode()
