@@ -153,3 +153,13 @@ def dated(
         refused=epoch(card.refused),
         ranks=ranks or {},
     )
+
+
+def holder(runs: Iterable[Card], device: str, at: float) -> str:
+    """Which run held a device at that time: "4711.0/1000" (job, restarts, uid), "" where it was none, or more
+    than one, or cannot be told. Times are seconds since the epoch; cards have whole seconds."""
+    who = [run for run in runs if not run.ended or at < run.ended + 1]
+    who = [run for run in who if run.started <= at and (run.devices is None or device in run.devices)]
+    if len(who) != 1 or who[0].devices is None:
+        return ""
+    return f"{who[0].job}.{who[0].restarts}/{who[0].uid}"

@@ -18,6 +18,12 @@ def seconds(value: object) -> float:
     raise ValueError(f'{value!r} is not a duration such as "5s", "2m" or "1h"')
 
 
+def short(span: float) -> str:
+    """A duration as `seconds` reads it, in its largest whole unit: "90s", "10m", "1d"."""
+    unit = next((unit for unit in ("d", "h", "m") if span >= UNITS[unit] and not span % UNITS[unit]), "s")
+    return f"{span / UNITS[unit]:g}{unit}"
+
+
 def words(span: float) -> str:
     """A span for people: "4.7 s", "2 m 05 s", "3 h 10 m", "5 d 2 h"."""
     if span < 60:

@@ -10,8 +10,9 @@ import textwrap
 from difflib import get_close_matches
 
 from slurm_health import rules
+from slurm_health.duration import short
 from slurm_health.model import Severity, Urgency
-from slurm_health.rules import Above, Below, Is, IsNot, Opinion, Rule, RuleBook
+from slurm_health.rules import Above, Below, Is, IsNot, Opinion, Rises, Rule, RuleBook
 
 NODE = {
     Severity.OK: "nothing, it is not recorded",
@@ -71,7 +72,7 @@ def codes(book: RuleBook | None = None) -> list[str]:
     events = [
         f"{rules.EVENTS[name]}_{number}" for name, table in book.events.items() for number in sorted(table)
     ]
-    return sorted(plain) + events
+    return sorted(plain - set(events)) + events
 
 
 def page(code: str, book: RuleBook | None = None) -> str:
@@ -82,7 +83,8 @@ def page(code: str, book: RuleBook | None = None) -> str:
         if match := re.fullmatch(rf"{prefix}_(\d{{1,6}})", code, re.ASCII):
             number = int(match[1])
             opinion = book.events[name].get(number, book.unknown[name])
-            return _event_page(f"{prefix}_{number}", name, number, opinion)
+            repeats = [_rule_page(rule) for rule in book.rules if rule.code == f"{prefix}_{number}"]
+            return "\n\n".join([_event_page(f"{prefix}_{number}", name, number, opinion), *repeats])
     if code in ELSEWHERE:
         about, seen, node, jobs, advice = ELSEWHERE[code]
         return "\n".join(
@@ -103,7 +105,7 @@ def _rule_page(rule: Rule) -> str:
         ("severity", str(rule.severity)),
         ("node", NODE[rule.severity]),
         ("jobs", JOBS[rule.job] if rule.severity is Severity.CRITICAL else JOBS[Urgency.NONE]),
-        ("ends", f"when it has been good again for {rule.clear:g} s"),
+        ("ends", _ends(rule)),
         ("do", rule.advice),
         ("source", rule.source),
     ]
@@ -120,9 +122,28 @@ def _seen(rule: Rule) -> str:
             what = f"is above {limit:g}"
         case Below(limit):
             what = f"is below {limit:g}"
+        case Rises(by):
+            what = f"rises by {by:g} or more"
+    lasts = f", for {short(rule.lasts)} in all" if rule.lasts else ""
     held = f", for {rule.hold:g} s" if rule.hold else ""
-    times = f", {rule.times} times in a row" if rule.times > 1 else ""
-    return f"{rule.reading} {what}{held}{times}"
+    often = f", {rule.times} times" if rule.times > 1 else ""
+    if rule.distinct:
+        often = f", in {rule.times} {rule.distinct}s"
+    elif often and (rule.lasts or not rule.within or isinstance(rule.when, Rises)):
+        often += " in a row"
+    within = f" within {short(rule.within)}" if rule.within else ""
+    if rule.lasts or isinstance(rule.when, Rises):
+        return f"{rule.reading} {what}{lasts}{within}{held}{often}"
+    return f"{rule.reading} {what}{held}{often}{within}"
+
+
+def _ends(rule: Rule) -> str:
+    if rule.clear == "never":
+        return "when its incident is closed (slurm-health incidents close ID)"
+    if rule.clear == "boot":
+        return "with the next boot"
+    again = f"; for longer each time that it comes back within {short(rule.flaps)}" if rule.flaps else ""
+    return f"when it has been good again for {rule.cool:g} s{again}"
 
 
 def _shown(value: object) -> str:

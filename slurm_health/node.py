@@ -44,6 +44,7 @@ FULL_PASS = 15.0  # seconds between looks at what changes slowly on a link: rate
 LINK_DEADLINE = 5.0
 PROCESS_DEADLINE = 5.0
 SEATED = 64  # runs whose ranks are remembered
+SAVE = 60.0  # seconds between savings of what counts up within windows
 TICK = 1.0
 
 
@@ -67,6 +68,7 @@ class NodeDaemon:
         self.expectations = baseline.Expectations(**config.expected(name))
         self.baseline = baseline.begin(baseline.load(state_dir / "baseline.json"), self.boot)
         self.memory = rules.begin(self._saved("memory.json"), self.boot)
+        self.saved = time.monotonic()
         self.standing: tuple[Finding, ...] = tuple(
             _sendable(found)
             for found in rules.judge(self.book, (), self.memory, time.time())[0]
@@ -200,6 +202,8 @@ class NodeDaemon:
         if turned_away - self.turned_away:
             self.link.poke()  # the controller must release the job, or put right what Slurm made of it
         self.turned_away = turned_away
+        if now - self.saved >= SAVE and rules.counting(self.memory):
+            self._save_memory(self.memory)
         self._publish()
 
     # Sensing
@@ -277,7 +281,8 @@ class NodeDaemon:
         found = kernel.readings(records, self.boot, self._now(), self.log.clock())
         fresh = [one for one in found if one.at >= self.news_since]
         if fresh:
-            self._judge(fresh)
+            runs = self._cards(time.time())
+            self._judge(replace(one, job=cards.holder(runs, one.device, one.at)) for one in fresh)
         if found:
             self._save("cursor", lambda path: path.write_text(f"{self.boot} {records[-1].sequence}\n"))
 
@@ -448,6 +453,7 @@ class NodeDaemon:
             log.error("%s: %s", path, error.strerror)
 
     def _save_memory(self, memory: rules.Memory) -> None:
+        self.saved = time.monotonic()
         self._save("memory.json", lambda path: path.write_text(json.dumps(memory)))
 
     def _remember(self) -> None:

@@ -157,18 +157,9 @@ def _kernel(host: Host) -> Sequence[Reading]:
 
 
 def _judge(book: RuleBook, expectations: Expectations, reports: Sequence[Report]) -> tuple[Finding, ...]:
-    """Judge often enough and long enough that every hold is over."""
     readings = [one for report in reports for one in expect(None, expectations, report)]
-    memory = rules.begin(None, "")
-    longest = max((rule.hold for rule in book.rules), default=0.0)
-    times = max((rule.times for rule in book.rules), default=1)
-    events, memory = rules.judge(book, readings, memory, 0.0)
-    found: tuple[Finding, ...] = ()
-    states = [one for one in readings if not one.moment]
-    for step in range(1, times + 1):
-        found, memory = rules.judge(book, states, memory, longest * step)
-    merged = [finding for finding in events if not finding.lasting] + list(found)
-    return tuple(sorted(merged, key=lambda one: (-one.severity, one.code, one.device)))
+    found, _ = rules.judge(rules.at_once(book), readings, rules.begin(None, ""), time.time())
+    return tuple(sorted(found, key=lambda one: (-one.severity, one.code, one.device)))
 
 
 def _seen(host: Host, reports: Sequence[Report]) -> list[str]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_health import cards
-from slurm_health.cards import KEEP, LARGEST, CardBox, RawCard, dated, devices, parse
+from slurm_health.cards import KEEP, LARGEST, CardBox, RawCard, dated, devices, holder, parse
 from slurm_health.model import Card
 
 WHOLE = "job=4711\nuid=1000\ngpus=0,3\nrestarts=2\nuptime=500\n"
@@ -256,3 +256,24 @@ def test_what_cannot_be_told_of_one_gpu_makes_all_unknown(
 def test_what_has_not_happened_has_no_time() -> None:
     card = dated(CARD, None, boot=400.0)
     assert (card.ended, card.refused) == (0.0, 0.0)
+
+
+GPU = "0000:3b:00.0"
+
+
+@pytest.mark.parametrize(
+    ("runs", "who"),
+    [
+        ([], ""),
+        ([Card(7, 1, 1000, (GPU,), 50.0)], "7.1/1000"),
+        ([Card(7, 1, 1000, (GPU,), 150.0)], ""),  # not yet
+        ([Card(7, 1, 1000, (GPU,), 50.0, ended=90.0)], ""),  # no longer
+        ([Card(7, 1, 1000, (GPU,), 50.0, ended=99.0), Card(8, 0, 7, (GPU,), 200.0)], "7.1/1000"),
+        ([Card(7, 1, 1000, (GPU,), 50.0), Card(8, 0, 7, (), 50.0)], "7.1/1000"),
+        ([Card(7, 1, 1000, (GPU,), 50.0), Card(8, 0, 7, (GPU,), 50.0)], ""),  # one of two
+        ([Card(7, 1, 1000, (GPU,), 50.0), Card(8, 0, 7, None, 50.0)], ""),
+        ([Card(7, 1, 1000, None, 50.0)], ""),
+    ],
+)
+def test_who_held_a_device(runs: list[Card], who: str) -> None:
+    assert holder(runs, GPU, 99.5) == who

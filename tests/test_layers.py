@@ -65,7 +65,7 @@ WORLD = {
 }
 
 
-@pytest.mark.parametrize("module", ["model", "policy", "rules", "baseline", "duration"])
+@pytest.mark.parametrize("module", ["model", "policy", *sorted(below("rules")), "baseline", "duration"])
 def test_opinions_and_consequences_do_no_io(module: str) -> None:
     allowed = {"model": set[str](), "baseline": {"pathlib", "os"}}.get(module, set())
     assert {name.partition(".")[0] for name in imports(f"slurm_health.{module}")} & WORLD <= allowed
@@ -79,7 +79,8 @@ def test_opinions_and_consequences_do_no_io(module: str) -> None:
 
 def test_rules_and_policy_know_only_the_nouns() -> None:
     assert ours("slurm_health.policy") == {"model"}
-    assert ours("slurm_health.rules") == {"model", "duration"}
+    for module in below("rules"):
+        assert ours(f"slurm_health.{module}") <= {"model", "duration", *below("rules")}
 
 
 # -- what knows what

@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 from test_link import Controller, wait
 
-from slurm_health import config, wire
-from slurm_health.model import Finding, Reading, Report, Severity, Urgency
-from slurm_health.node import ALONE, NodeDaemon
+from slurm_health import config, rules, wire
+from slurm_health.model import Card, Finding, Reading, Report, Severity, Urgency
+from slurm_health.node import ALONE, SAVE, NodeDaemon
 from slurm_health.sandbox.daemon import await_until, identity
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
@@ -487,3 +487,40 @@ def test_what_stands_is_not_news_after_a_restart(tmp_path: Path) -> None:
         report = again.compose()
         assert (report.opened, report.standing) == ((), (stands.moment,))
         assert json.loads((tmp_path / "state/memory.json").read_text())
+
+
+def test_whose_job_an_event_was_is_told_to_the_rules(
+    here: NodeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"reading": "kernel.xid", "when": {"is": 13}, "severity": "critical", "text": "in two jobs",
+           "times": 2, "within": "1h", "distinct": "job"}  # fmt: skip
+    here.book = rules.load([{"code": "GPU_XID_13", **row}])
+    gpu, at = "0000:18:00.0", time.time() - 100
+    jobs = [Card(7, 0, 1000, (gpu,), at - 10, ended=at + 5), Card(8, 0, 1000, (gpu,), at + 10)]
+    monkeypatch.setattr(here, "_cards", lambda now: jobs)
+    assert here.log
+    log = here.host.path("dev/kmsg")
+    line = "4,{n},{us},-;NVRM: Xid (PCI:0000:18:00): 13, pid=1, name=a, x\n"
+    clock = here.log.clock()
+    with log.open("a") as file:
+        for number, then in ((1, 100.0), (2, 97.0), (3, 80.0)):  # two of the one job, one of the other
+            file.write(line.format(n=number, us=int((clock - then) * 1e6)))
+    here._kernel()
+    found = {one.moment.rpartition("/")[2]: one.severity for one in here.compose().opened}
+    assert found == {"1": Severity.WARNING, "3": Severity.CRITICAL}
+
+
+def test_what_counts_up_is_saved_now_and_then(here: NodeDaemon) -> None:
+    row = {"reading": "x.count", "when": {"rises": 9}, "within": "1h", "severity": "warning", "text": "x"}
+    here.book = rules.load([{"code": "OWN", **row}])
+    file = here.state_dir / "memory.json"
+    here._judge([Reading("x.count", "d", 1)])
+    here.saved -= SAVE
+    here._tick()
+    assert not file.exists()  # at rest there is nothing to save
+    here._judge([Reading("x.count", "d", 2)])
+    here._tick()
+    assert json.loads(file.read_text())["windows"]["OWN|x.count|d"]["last"] == 2
+    here._judge([Reading("x.count", "d", 3)])
+    here._tick()
+    assert json.loads(file.read_text())["windows"]["OWN|x.count|d"]["last"] == 2  # not each time

@@ -18,7 +18,7 @@ CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
 
 def own(**rule: object) -> RuleBook:
     """A book with one rule."""
-    shipped = [{"code": one.code, "enabled": False} for one in BOOK.rules]
+    shipped = [{"code": code, "enabled": False} for code in {one.code for one in BOOK.rules}]
     row = {"code": "OWN", "reading": "own", "when": {"is": True}, "severity": "critical", "text": "it is bad"}
     return load([*shipped, {**row, **rule}])
 
@@ -33,10 +33,15 @@ class Node:
     def __init__(self, book: RuleBook = BOOK) -> None:
         self.book = book
         self.memory: Memory = begin(None, "boot")
+        self.now = 0.0
 
     def __call__(self, now: float, *readings: Reading) -> tuple[Finding, ...]:
+        self.now = now
         found, self.memory = judge(self.book, readings, self.memory, now)
         return found
+
+    def at(self, later: float, *readings: Reading) -> tuple[Finding, ...]:
+        return self(self.now + later, *readings)
 
     def restart(self, boot: str = "boot") -> None:
         self.memory = begin(json.loads(json.dumps(self.memory)), boot)
@@ -416,7 +421,7 @@ def test_the_order_of_readings_does_not_matter(readings: list[Reading], random: 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.sampled_from([True, False, None])), max_size=30))
 def test_a_finding_needs_its_hold_and_its_end_needs_its_clear(steps: list[tuple[float, bool | None]]) -> None:
-    node = Node(own(hold="20s", clear="40s"))
+    node = Node(own(hold="20s", clear="40s", flaps=0))
     now, bad_since, good_since, standing = 0.0, None, None, False
     for pause, value in steps:
         now += pause

@@ -1,25 +1,19 @@
-"""Opinions: what a reading means, as data (rules.toml, xid.toml), and how it is judged.
-
-Pure: no files but the two tables, no clock, no log. What must outlive a restart is in Memory, a JSON value.
-"""
+"""The tables of opinions, and how a site changes them: rules.toml, xid.toml, [[rule]]."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from slurm_health.duration import seconds
-from slurm_health.model import Finding, Reading, Severity, Urgency, Value
+from slurm_health.model import Reading, Severity, Urgency, Value
 
-BURST = 2.0  # seconds in which events of one code on one device are one finding
-EVIDENCE = 500  # characters of evidence that are kept
+COOL = 30.0  # seconds that a finding must be good again to end, where its rule names no other
 WORDS = 64  # characters of a rule's text, so that every reason fits in 120
-
-Memory = dict[str, Any]
 
 
 # -- conditions --------------------------------------------------------------------------
@@ -65,7 +59,17 @@ class Below:
         return _number(value) and float(value) < self.limit
 
 
-Condition = Is | IsNot | Above | Below
+@dataclass(frozen=True, slots=True)
+class Rises:
+    """Bad when a counter has risen by so much or more within the rule's window."""
+
+    by: float
+
+    def holds(self, value: Value) -> bool:
+        return False  # no value says it alone
+
+
+Condition = Is | IsNot | Above | Below | Rises
 
 
 def _number(value: object) -> bool:
@@ -77,7 +81,10 @@ def _number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An opinion on a lasting state. `hold`, `clear` in seconds; `times` counts consecutive bad readings."""
+    """An opinion, as the header of rules.toml has it. Spans in seconds, 0 where there is none.
+
+    `case` tells rules of one code and reading apart.
+    """
 
     code: str
     reading: str
@@ -87,15 +94,36 @@ class Rule:
     job: Urgency = Urgency.FINISH
     device: str = "*"
     ignore: tuple[str, ...] = ()
+    case: str = ""
     hold: float = 0.0
+    lasts: float = 0.0
     times: int = 1
-    clear: float = 30.0
+    within: float = 0.0
+    distinct: Literal["", "job", "user"] = ""
+    clear: float | Literal["never", "boot"] = COOL
+    flaps: float = 3600.0
     enabled: bool = True
     why: str = ""
     advice: str = ""
     source: str = ""
 
+    @property
+    def name(self) -> str:
+        """What tells this rule from all others: "code|reading", or "code|reading:case"."""
+        return f"{self.code}|{self.reading}:{self.case}" if self.case else f"{self.code}|{self.reading}"
+
+    def key(self, device: str) -> str:
+        """What a memory calls this rule on a device."""
+        return f"{self.name}|{device}"
+
+    @property
+    def cool(self) -> float:
+        """Seconds of good readings that end a finding that may end."""
+        return self.clear if isinstance(self.clear, int | float) else COOL
+
     def judges(self, device: str) -> bool:
+        if self.device == "*" and not self.ignore:
+            return True
         return fnmatchcase(device, self.device) and not any(fnmatchcase(device, glob) for glob in self.ignore)
 
 
@@ -124,6 +152,7 @@ class RuleBook:
     unknown: Mapping[str, Opinion]
     advice: Mapping[str, str]
     by_reading: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    by_key: Mapping[str, Rule] = field(default_factory=dict)  # Rule.name -> rule
 
     def opinion(self, reading: Reading) -> tuple[str, Opinion] | None:
         """The code of an event and what it means, or None for a reading that is no event of the tables."""
@@ -150,15 +179,16 @@ def load(overrides: Sequence[Mapping[str, Any]] = ()) -> RuleBook:
     """The shipped rules, changed by a site's. Raises RuleError with every mistake.
 
     An override is a table as in rules.toml. With a shipped code it changes only what it names, in all rules
-    of that code, or in the one for its `reading`. A code of its own is a new rule. `enabled = false` ends
-    one. For an event (`code = "GPU_XID_31"`) it may name severity, job, text and enabled.
+    of that code, or in those for its `reading` and `case`. A code or reading of its own is a new rule.
+    `enabled = false` ends one. For an event (`code = "GPU_XID_31"`, without a reading) it may name severity,
+    job, text and enabled.
     """
     errors: list[str] = []
-    shipped = tomllib.loads(files(__package__).joinpath("rules.toml").read_text())
-    tables = tomllib.loads(files(__package__).joinpath("xid.toml").read_text())
+    shipped = tomllib.loads(files("slurm_health").joinpath("rules.toml").read_text())
+    tables = tomllib.loads(files("slurm_health").joinpath("xid.toml").read_text())
     advice = tables["advice"]
     rules = [_rule(f"rules.toml rule {n}", row, None, errors) for n, row in enumerate(shipped["rule"])]
-    assert len({(rule.code, rule.reading) for rule in rules if rule}) == len(rules)
+    assert len({rule.name for rule in rules if rule}) == len(rules), "a rule's code, reading and case"
     events = {
         name: {int(code): _opinion(row, advice) for code, row in tables[section].items()}
         for name, section in (("kernel.xid", "xid"), ("kernel.sxid", "sxid"))
@@ -172,10 +202,28 @@ def load(overrides: Sequence[Mapping[str, Any]] = ()) -> RuleBook:
     if errors:
         raise RuleError(errors)
     active = tuple(rule for rule in rules if rule is not None and rule.enabled)
+    return _bound(active, events, unknown, advice)
+
+
+def at_once(book: RuleBook) -> RuleBook:
+    """The same opinions without patience, for a single look: a state that is bad now has lasted."""
+    rules = [
+        replace(rule, hold=0.0, lasts=0.0, times=rule.times if rule.within and not rule.lasts else 1)
+        for rule in book.rules
+    ]
+    return _bound(tuple(rules), book.events, book.unknown, book.advice)
+
+
+def _bound(
+    rules: tuple[Rule, ...],
+    events: Mapping[str, Mapping[int, Opinion]],
+    unknown: Mapping[str, Opinion],
+    advice: Mapping[str, str],
+) -> RuleBook:
     index: dict[str, tuple[Rule, ...]] = {}
-    for rule in active:
+    for rule in rules:
         index[rule.reading] = (*index.get(rule.reading, ()), rule)
-    return RuleBook(active, events, unknown, advice, index)
+    return RuleBook(rules, events, unknown, advice, index, {rule.name: rule for rule in rules})
 
 
 def _opinion(row: Mapping[str, Any], advice: Mapping[str, str]) -> Opinion:
@@ -210,17 +258,24 @@ def _override(
     if not isinstance(code, str):
         errors.append(f"{place}.code: a code is missing, such as IB_PORT_DOWN")
         return
-    for name, prefix in EVENTS.items():
-        number = code.removeprefix(prefix + "_")
-        if number != code and number.isascii() and number.isdigit():
-            _override_event(place, row, name, int(number), events, unknown, errors)
-            return
-    reading = row.get("reading")
+    reading, case = row.get("reading"), row.get("case")
     matches = [
         index
         for index, rule in enumerate(rules)
-        if rule is not None and rule.code == code and reading in (None, rule.reading)
+        if rule is not None
+        and rule.code == code
+        and reading in (None, rule.reading)
+        and case in (None, rule.case)
     ]
+    for name, prefix in EVENTS.items():
+        number = code.removeprefix(prefix + "_")
+        if reading is None and number != code and number.isascii() and number.isdigit():
+            _override_event(place, row, name, int(number), events, unknown, errors)
+            if row.get("enabled") is not False:
+                return  # its repeats have rules of their own
+            row = {"code": code, "enabled": False}
+            if not matches:
+                return
     if matches:
         for index in matches:
             rules[index] = _rule(place, row, rules[index], errors)
@@ -274,7 +329,26 @@ def _rule(place: str, row: Mapping[str, Any], old: Rule | None, errors: list[str
                 errors.append(f"{place}.{key}: missing in a rule of its own ({row.get('code', '?')})")
     if len(errors) > count:
         return old
-    return replace(old, **values) if old is not None else Rule(**values)
+    rule = replace(old, **values) if old is not None else Rule(**values)
+    errors += [f"{place}.{wrong}" for wrong in _contradictions(rule)]
+    return rule
+
+
+def _contradictions(rule: Rule) -> list[str]:
+    """What each key allows and the keys together do not."""
+    windowed = isinstance(rule.when, Rises) or rule.lasts or rule.times > 1
+    wrong = []
+    if isinstance(rule.when, Rises) and rule.lasts:
+        wrong.append("lasts: is for states, rises for counters")
+    if (isinstance(rule.when, Rises) or rule.lasts) and not rule.within:
+        wrong.append('within: missing; { rises = } and lasts need a window, such as within = "10m"')
+    if rule.within and not windowed:
+        wrong.append("within: needs { rises = }, lasts or times")
+    if rule.lasts > rule.within > 0:
+        wrong.append("lasts: is longer than within")
+    if rule.distinct and not (rule.within and rule.times > 1):
+        wrong.append("distinct: needs times and within")
+    return wrong
 
 
 def _words(value: object) -> str:
@@ -310,6 +384,16 @@ def _urgency(value: object) -> Urgency:
         raise ValueError(f"{value!r} is not now, checkpoint, finish or none") from None
 
 
+def _distinct(value: object) -> str:
+    if value not in ("job", "user"):
+        raise ValueError(f"{value!r} is not job or user")
+    return str(value)
+
+
+def _clear(value: object) -> float | str:
+    return str(value) if value in ("never", "boot") else seconds(value)
+
+
 def _globs(value: object) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(glob, str) for glob in value):
         return tuple(value)
@@ -337,7 +421,9 @@ def _condition(value: object) -> Condition:
                 return Is(values) if key == "is" else IsNot(values)
         elif key in ("above", "below") and _number(limit):
             return Above(float(limit)) if key == "above" else Below(float(limit))
-    raise ValueError("must be one of { is = }, { not = }, { above = }, { below = }")
+        elif key == "rises" and _number(limit) and limit > 0:
+            return Rises(float(limit))
+    raise ValueError("must be one of { is = }, { not = }, { above = }, { below = }, { rises = }")
 
 
 _KEYS: dict[str, Any] = {
@@ -349,153 +435,16 @@ _KEYS: dict[str, Any] = {
     "job": _urgency,
     "device": _words,
     "ignore": _globs,
+    "case": _words,
     "hold": seconds,
+    "lasts": seconds,
     "times": _times,
-    "clear": seconds,
+    "within": seconds,
+    "distinct": _distinct,
+    "clear": _clear,
+    "flaps": seconds,
     "enabled": _flag,
     "why": _words,
     "advice": _words,
     "source": _words,
 }
-
-
-# -- judging -----------------------------------------------------------------------------
-
-
-def begin(saved: object, boot: str) -> Memory:
-    """A memory for this boot from what was saved (or None, or anything). What stood still stands; what had
-    not yet lasted long enough in another boot is forgotten.
-    """
-    memory: Memory = {"boot": boot, "watch": {}, "events": {}}
-    if not isinstance(saved, dict):
-        return memory
-    same = saved.get("boot") == boot
-    watch = saved.get("watch")
-    for key, entry in watch.items() if isinstance(watch, dict) else ():
-        if _sound(entry) and (same or entry["moment"]) and isinstance(key, str) and key.count("|") == 2:
-            memory["watch"][key] = dict(entry)
-    events = saved.get("events")
-    if same and isinstance(events, dict):
-        memory["events"] = {key: at for key, at in events.items() if isinstance(key, str) and _number(at)}
-    return memory
-
-
-def _sound(entry: object) -> bool:
-    return (
-        isinstance(entry, dict)
-        and all(_number(entry.get(key)) for key in ("since", "last", "count"))
-        and all(isinstance(entry.get(key), str) for key in ("moment", "evidence"))
-        and (entry.get("good") is None or _number(entry["good"]))
-    )
-
-
-def judge(
-    book: RuleBook, readings: Iterable[Reading], memory: Memory, now: float
-) -> tuple[tuple[Finding, ...], Memory]:
-    """All findings that stand, and the events among the readings; and the memory for the next time.
-
-    `now` is seconds since the epoch by a clock that does not jump (set once, then counted on by a steady
-    one): holds are measured with it. A finding ends only when a good reading of the same name and device has
-    lasted for its rule's `clear`. An absent reading says nothing. The order of readings does not matter.
-    """
-    watch = dict(memory.get("watch", {}))
-    events = {key: at for key, at in memory.get("events", {}).items() if 0 <= now - at < BURST}
-    boot = memory.get("boot", "")
-    found: dict[tuple[str, ...], Finding] = {}
-    for reading in readings:
-        if reading.moment:
-            finding = _event(book, reading)
-            if finding is None:
-                continue
-            key = f"{finding.code}|{finding.device}|{finding.severity}|{finding.job}"
-            first = found.get(("event", key))
-            if (first is None and key not in events) or (first is not None and _age(finding) < _age(first)):
-                found["event", key] = finding
-            continue
-        for rule in book.by_reading.get(reading.name, ()):
-            if rule.judges(reading.device):
-                _state(rule, reading, watch, boot, now)
-    events |= {key[1]: now for key in found}
-    rules = {(rule.code, rule.reading): rule for rule in book.rules}
-    for key, entry in list(watch.items()):
-        code, name, device = key.split("|")
-        rule_of = rules.get((code, name))
-        if rule_of is None or not rule_of.judges(device):
-            del watch[key]
-        elif entry["moment"] and rule_of.severity > Severity.OK:
-            finding = Finding(
-                code,
-                rule_of.severity,
-                device,
-                rule_of.text,
-                entry["evidence"],
-                rule_of.job,
-                entry["since"],
-                entry["moment"],
-            )
-            worse = found.get(("state", code, device))
-            if worse is None or finding.severity > worse.severity:
-                found["state", code, device] = finding
-    order = sorted(found.values(), key=lambda one: (-one.severity, one.since, one.code, one.device))
-    return tuple(order), {"boot": boot, "watch": watch, "events": events}
-
-
-def _age(finding: Finding) -> tuple[float, int, str]:
-    """Orders events: by time, and within one by sequence number."""
-    return finding.since, len(finding.moment), finding.moment
-
-
-def _event(book: RuleBook, reading: Reading) -> Finding | None:
-    judged = book.opinion(reading)
-    if judged is None:
-        return None
-    code, opinion = judged
-    if opinion.severity is Severity.OK:
-        return None
-    return Finding(
-        code,
-        opinion.severity,
-        reading.device,
-        opinion.text,
-        reading.evidence[:EVIDENCE],
-        opinion.job,
-        reading.at,
-        reading.moment,
-        lasting=False,
-    )
-
-
-def _state(rule: Rule, reading: Reading, watch: dict[str, Any], boot: str, now: float) -> None:
-    key = f"{rule.code}|{rule.reading}|{reading.device}"
-    entry = watch.get(key)
-    if not rule.when.holds(reading.value):
-        if entry is None:
-            return
-        if not entry["moment"]:
-            del watch[key]  # it did not last
-            return
-        good = _shifted(entry, now)["good"]
-        good = now if good is None else good
-        if now - good >= rule.clear:
-            del watch[key]
-        else:
-            watch[key] = {**_shifted(entry, now), "good": good, "last": now}
-        return
-    if entry is None:
-        evidence = reading.evidence or f"{reading.name} is {reading.value}"
-        entry = {"since": now, "last": now, "count": 0, "moment": "", "good": None, "evidence": evidence}
-        entry["evidence"] = entry["evidence"][:EVIDENCE]
-    entry = {**_shifted(entry, now), "count": entry["count"] + 1, "good": None, "last": now}
-    if not entry["moment"] and now - entry["since"] >= rule.hold and entry["count"] >= rule.times:
-        entry["moment"] = f"{boot}/{rule.code}/{reading.device}/{round(entry['since'] * 1000)}"
-    watch[key] = entry
-
-
-def _shifted(entry: dict[str, Any], now: float) -> dict[str, Any]:
-    """A clock that was set back takes the unfinished holds with it."""
-    back = entry["last"] - now
-    if back <= 0:
-        return entry
-    good = entry["good"]
-    shifted = {**entry, "good": None if good is None else good - back}
-    return shifted if entry["moment"] else {**shifted, "since": entry["since"] - back}
