@@ -191,6 +191,7 @@ CALLS: dict[str, Act] = {
     "jobs": lambda slurm: slurm.jobs([7]),
     "jobs_on": lambda slurm: slurm.jobs_on(["n1"]),
     "drain": lambda slurm: slurm.drain(["n1"], "x"),
+    "down": lambda slurm: slurm.down(["n1"], "x"),
     "resume": lambda slurm: slurm.resume(["n1"]),
     "requeue": lambda slurm: slurm.requeue("7", incomplete=True),
     "release": lambda slurm: slurm.release("7"),
@@ -309,6 +310,7 @@ def test_a_line_feed_in_a_reason_hides_no_node(bin_: Bin) -> None:
 
 SAID = {
     "drain": ("scontrol", ["update", "NodeName=n[1-2]", "State=DRAIN", "Reason=a b; $(touch x)"]),
+    "down": ("scontrol", ["update", "NodeName=n[1-2]", "State=DOWN", "Reason=x y"]),
     "resume": ("scontrol", ["update", "NodeName=n1", "State=RESUME"]),
     "live": ("scontrol", ["requeue", "Incomplete", "7_2"]),
     "dead": ("scontrol", ["requeue", "7_2"]),
@@ -319,6 +321,7 @@ SAID = {
 }
 DOES: dict[str, Act] = {
     "drain": lambda slurm: slurm.drain(["n2", "n1"], "a b; $(touch x)"),
+    "down": lambda slurm: slurm.down(["n2", "n1"], "x y"),
     "resume": lambda slurm: slurm.resume(["n1"]),
     "live": lambda slurm: slurm.requeue("7_2", incomplete=True),
     "dead": lambda slurm: slurm.requeue("7_2", incomplete=False),

@@ -55,7 +55,12 @@ class Slurm(Protocol):
 
     async def drain(self, names: Iterable[str], reason: str) -> None: ...
 
-    async def resume(self, names: Iterable[str]) -> None: ...
+    async def down(self, names: Iterable[str], reason: str) -> None:
+        """Ends all jobs there at once and lets go of those stuck in COMPLETING; Slurm itself requeues those
+        that may be. Drain first: with ReturnToService=2 a node that answers serves again a moment later."""
+
+    async def resume(self, names: Iterable[str]) -> None:
+        """Ends drained and down alike."""
 
     async def requeue(self, label: str, incomplete: bool, hold: bool = False) -> None:
         """`incomplete`: only if it has not ended (a plain requeue resurrects finished jobs). `hold`: it

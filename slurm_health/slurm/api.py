@@ -278,6 +278,13 @@ class Api(Commands):
         except ByCommands:
             await super().drain(wanted, reason)
 
+    async def down(self, names: Iterable[str], reason: str) -> None:
+        wanted = list(names)
+        try:
+            await self._ask("down", str(NodeSet.fromlist(wanted)), reason)
+        except ByCommands:
+            await super().down(wanted, reason)
+
     async def resume(self, names: Iterable[str]) -> None:
         wanted = list(names)
         try:

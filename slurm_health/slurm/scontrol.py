@@ -258,13 +258,18 @@ class Commands:
     async def jobs_on(self, names: Iterable[str]) -> list[Job]:
         return await self._jobs("-w", str(NodeSet.fromlist(list(names))))
 
-    async def drain(self, names: Iterable[str], reason: str) -> None:
+    async def _set(self, names: Iterable[str], state: str, *more: str) -> None:
         where = str(NodeSet.fromlist(list(names)))
-        await self._run("scontrol", "update", f"NodeName={where}", "State=DRAIN", f"Reason={reason}")
+        await self._run("scontrol", "update", f"NodeName={where}", f"State={state}", *more)
+
+    async def drain(self, names: Iterable[str], reason: str) -> None:
+        await self._set(names, "DRAIN", f"Reason={reason}")
+
+    async def down(self, names: Iterable[str], reason: str) -> None:
+        await self._set(names, "DOWN", f"Reason={reason}")
 
     async def resume(self, names: Iterable[str]) -> None:
-        where = str(NodeSet.fromlist(list(names)))
-        await self._run("scontrol", "update", f"NodeName={where}", "State=RESUME")
+        await self._set(names, "RESUME")
 
     async def requeue(self, label: str, incomplete: bool, hold: bool = False) -> None:
         verb = "requeuehold" if hold else "requeue"

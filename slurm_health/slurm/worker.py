@@ -106,6 +106,9 @@ class Calls:
     def drain(self, where: str, reason: str) -> None:
         self.pyslurm.Node(where).modify(self.pyslurm.Node(state="DRAIN", reason=reason))
 
+    def down(self, where: str, reason: str) -> None:
+        self.pyslurm.Node(where).modify(self.pyslurm.Node(state="DOWN", reason=reason))
+
     def resume(self, where: str) -> None:
         self.pyslurm.Node(where).modify(self.pyslurm.Node(state="RESUME"))
 

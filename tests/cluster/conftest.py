@@ -5,7 +5,6 @@ commands, a job's output, `slurm-health ... --json` and the verdict that the pro
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import pwd
@@ -30,8 +29,6 @@ ROOT = str(Path(sandbox.__file__).parents[2])
 NOBODY = pwd.getpwnam("nobody")
 # By numbers: sbatch 26.05 knows no --uid=nobody.
 OF_NOBODY = (f"--uid={NOBODY.pw_uid}", f"--gid={NOBODY.pw_gid}")
-# Two ways to Slurm can be compared where there are two.
-collect_ignore = [] if importlib.util.find_spec("pyslurm") else ["test_cluster_backends.py"]
 PATIENCE = 30.0  # seconds; what is waited for takes far less on an idle machine
 SERVING = ("idle", "mixed", "allocated", "completing")
 LOOK = 0.05  # seconds between two questions to Slurm

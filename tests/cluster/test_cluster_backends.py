@@ -1,6 +1,7 @@
-"""The two ways to Slurm say and do the same, on a Slurm of its own without us. Collected where pyslurm is."""
+"""The two ways to Slurm say and do the same, on a Slurm of its own without us. One is tried where one is."""
 
 import asyncio
+import importlib.util
 import os
 import pwd
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.slurm import Rejected, Unreachable
-from slurm_health.slurm.api import Api
+from slurm_health.slurm.api import reach
 from slurm_health.slurm.scontrol import Commands
 
 pytestmark = pytest.mark.cluster
@@ -24,6 +25,8 @@ PATIENCE = 30.0  # seconds
 LOOK = 0.05
 ODD = "slurm-health: X(y) a|b=c  d\té \u2603 n2|IDLE|none"
 NOBODY = pwd.getpwnam("nobody")
+BOTH = importlib.util.find_spec("pyslurm") is not None
+both = pytest.mark.skipif(not BOTH, reason="no pyslurm is made for this Slurm")
 
 
 # What keeps jobs in COMPLETING while the node's file is there.
@@ -84,8 +87,9 @@ class Plain:
         """What act(commands, pyslurm) brings."""
 
         async def once():
-            async with Api(str(self.box.layout.slurm_conf)) as api:
-                return await act(Commands(str(self.box.layout.slurm_conf)), api)
+            conf = str(self.box.layout.slurm_conf)
+            async with reach("pyslurm" if BOTH else "commands", conf) as api:
+                return await act(Commands(conf), api)
 
         return asyncio.run(once())
 
@@ -129,6 +133,7 @@ async def same(first, second):
     raise AssertionError(f"never still: {before} {after}")
 
 
+@both
 def test_they_say_the_same_of_everything(plain):
     def drain(name, state, reason):
         plain.ask("scontrol", "update", f"nodename={name}", f"state={state}", f"reason={reason}")
@@ -208,7 +213,7 @@ def test_they_say_the_same_of_everything(plain):
     assert {one.uid for one in everything.values()} == {0, NOBODY.pw_uid}
 
 
-@pytest.fixture(params=["commands", "pyslurm"])
+@pytest.fixture(params=["commands", pytest.param("pyslurm", marks=both)])
 def way(request, plain):
     """Do something one of the two ways."""
 
@@ -241,6 +246,28 @@ def test_drain_and_resume(plain, way):
     ):
         with pytest.raises(Rejected, match="Invalid node"):
             way(act)
+
+
+def test_down_lets_go_of_what_is_stuck(plain, way):
+    back, ended, neighbour = (
+        plain.running("sleep 600", "-N2", "-n2", "-wn[1-2]"),
+        plain.running("sleep 600", "-n1", "-wn1", "--no-requeue"),
+        plain.running("sleep 600", "-n1", "-wn2"),
+    )
+    stuck = plain.running("sleep 600", "-n1", "-wn1")
+    (plain.folder / "hold.n1").touch()
+    plain.ask("scancel", stuck)
+    plain.until(lambda: plain.state(stuck), ["COMPLETING"])
+    way(lambda slurm: slurm.drain(["n1"], ODD))
+    way(lambda slurm: slurm.down(["n1"], ODD))
+    plain.until(lambda: plain.state(stuck) + plain.state(ended), ["CANCELLED", "NODE_FAIL"])
+    plain.until(lambda: plain.state(back), ["PENDING"])
+    assert plain.ask("squeue", "-h", "-j", back, "-O", "RestartCnt") == "1"
+    assert plain.state(neighbour) == ["RUNNING"]
+    assert plain.ask("sinfo", "-h", "-n", "n1", "-o", "%T|%E") == f"drained|{ODD}".strip()
+    (plain.folder / "hold.n1").unlink()
+    way(lambda slurm: slurm.resume(["n1"]))
+    plain.until(lambda: plain.ask("sinfo", "-h", "-n", "n1", "-o", "%T"), "idle")
 
 
 @pytest.mark.parametrize("kind", ["plain", "task", "heterogeneous"])
@@ -287,6 +314,7 @@ def test_a_job_that_slurm_does_not_know(plain, way, act):
         way(lambda slurm: getattr(slurm, act)("99999"))
 
 
+@both
 def test_a_slurmctld_that_is_away_and_comes_back(plain):
     async def act(commands, api):
         await api.nodes()
