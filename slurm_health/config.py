@@ -115,6 +115,9 @@ class Probes(Section):
     gpu_every: Seconds = 15.0
     gpu_deadline: Seconds = 10.0
     links_every: Seconds = 1.0
+    folder: Path = Field(Path("/etc/slurm-health/probes.d"), description="the site's own probes")
+    site_every: Seconds = 60.0
+    site_deadline: Seconds = Field(10.0, description="a site's probe that takes longer is ended")
 
 
 class Links(Section):

@@ -29,7 +29,7 @@ from slurm_health.config import Config
 from slurm_health.host import Host, uptime
 from slurm_health.link import Link
 from slurm_health.model import Card, Finding, Reading, Report, Severity
-from slurm_health.probes import gpu, infiniband, kernel, nic, process
+from slurm_health.probes import gpu, infiniband, kernel, nic, process, site
 from slurm_health.probes.runner import Runner
 from slurm_health.sinks.verdict import VerdictFile
 from slurm_health.spool import Spool
@@ -137,7 +137,7 @@ class NodeDaemon:
         if self.log and (watched := self.log.fileno()) is not None:
             selector.register(watched, selectors.EVENT_READ, self._kernel)
         started = time.monotonic()
-        full = fast = tick = started
+        full = fast = tick = sites = started
         self.gpu_due = started if self.worker else math.inf
         ready = False
         self._kernel()
@@ -148,6 +148,9 @@ class NodeDaemon:
                 self._look(full=now >= full)
                 full = now + FULL_PASS if now >= full else full
                 fast = max(fast + self.config.probes.links_every, now)
+            if now >= sites:
+                self._visit()
+                sites = now + self.config.probes.site_every
             if self.worker and now >= self.gpu_due:
                 self.worker.ask(now)
                 self.gpu_due = now + self.config.probes.gpu_every
@@ -160,11 +163,12 @@ class NodeDaemon:
                 self._publish()
                 systemd.notify("READY=1\nSTATUS=first pass done")
                 log.info("ready: first pass took %.1f s", now - started)
-            for key, _ in selector.select(max(0.0, min(fast, self.gpu_due, tick) - time.monotonic())):
+            for key, _ in selector.select(max(0.0, min(fast, self.gpu_due, tick, sites) - time.monotonic())):
                 key.data()
         systemd.notify("STOPPING=1")
         self._remember()
         self.runner.close()
+        site.stop()
         if self.worker and not self.worker.stop():
             log.error("the NVML process cannot be ended: it is stuck in the driver and is left behind")
 
@@ -212,6 +216,17 @@ class NodeDaemon:
         now = time.monotonic()
         for name, probe in self.links.items():
             self.runner.start(name, partial(probe, self.host, fast=not full), LINK_DEADLINE, now)
+
+    def _visit(self) -> None:
+        """Start the site's own probes; a new one is found without a restart."""
+        said, deadline = Report("site"), self.config.probes.site_deadline
+        try:
+            for program in site.programs(self.config.probes.folder):
+                call = partial(site.site, program, deadline)
+                self.runner.start(f"site/{program.name}", call, deadline + LINK_DEADLINE, time.monotonic())
+        except OSError as error:
+            said = Report("site", error=str(error))
+        self._report(said)
 
     def _collect(self) -> None:
         for report in self.runner.collect(time.monotonic()):

@@ -9,12 +9,15 @@ import select
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from slurm_health import rules
 from slurm_health.baseline import Expectations, expect
 from slurm_health.host import Host
 from slurm_health.model import Finding, Reading, Report, Severity
+from slurm_health.probes import site
 from slurm_health.probes.gpu import Worker
 from slurm_health.probes.infiniband import infiniband
 from slurm_health.probes.kernel import KernelLog, readings
@@ -80,14 +83,20 @@ class Scan:
 
 
 def scan(
-    host: Host, expectations: Expectations, book: RuleBook, library: str = "", deadline: float = DEADLINE
+    host: Host,
+    expectations: Expectations,
+    book: RuleBook,
+    library: str = "",
+    deadline: float = DEADLINE,
+    folder: Path | None = None,
 ) -> Scan:
     """Look once. Never raises on what it finds; takes at most the deadline and two seconds.
 
     Holds do not apply: a port that is down in this second is reported. The verdict is "unknown" when a probe
-    failed and nothing worse is known. `library` names another libnvidia-ml file.
+    failed and nothing worse is known. `library` names another libnvidia-ml file, `folder` that of the site's
+    own probes (None: none is run).
     """
-    reports = _look(host, expectations, library, deadline)
+    reports = _look(host, expectations, library, deadline, folder)
     found = _judge(book, expectations, reports)
     worst = max((finding.severity for finding in found), default=Severity.OK)
     blind = any(report.error for report in reports)
@@ -100,7 +109,9 @@ def scan(
     )
 
 
-def _look(host: Host, expectations: Expectations, library: str, deadline: float) -> list[Report]:
+def _look(
+    host: Host, expectations: Expectations, library: str, deadline: float, folder: Path | None
+) -> list[Report]:
     """All probes side by side, each within its deadline."""
     runner = Runner()
     worker = Worker(host, library, deadline, expected=bool(expectations.gpus))
@@ -111,12 +122,18 @@ def _look(host: Host, expectations: Expectations, library: str, deadline: float)
         "kernel": lambda: _kernel(host),
     }
     reports: dict[str, Report] = {}
+    try:
+        for program in site.programs(folder) if folder else ():
+            calls[f"site/{program.name}"] = partial(site.site, program, deadline)
+    except OSError as error:
+        reports["site"] = Report("site", error=str(error))
+    wanted = {*calls, "gpu", *reports}
     tries = 0
     again: float | None = began
     try:
         for name, call in calls.items():
             runner.start(name, call, deadline, began)
-        while len(reports) < len(calls) + 1:
+        while reports.keys() < wanted:
             now = time.monotonic()
             if again is not None and now >= again and "gpu" not in reports:
                 tries, again = tries + 1, None
@@ -137,7 +154,8 @@ def _look(host: Host, expectations: Expectations, library: str, deadline: float)
     finally:
         worker.stop()
         runner.close()
-    return [reports[name] for name in ("kernel", "gpu", "infiniband", "nic")]
+    first = ("kernel", "gpu", "infiniband", "nic")
+    return [reports.pop(name) for name in first] + [reports[name] for name in sorted(reports)]
 
 
 def _kernel(host: Host) -> Sequence[Reading]:

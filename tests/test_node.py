@@ -524,3 +524,27 @@ def test_what_counts_up_is_saved_now_and_then(here: NodeDaemon) -> None:
     here._judge([Reading("x.count", "d", 3)])
     here._tick()
     assert json.loads(file.read_text())["windows"]["OWN|x.count|d"]["last"] == 2  # not each time
+
+
+def test_a_probe_of_the_sites_own(here: NodeDaemon, tmp_path: Path) -> None:
+    folder = tmp_path / "probes.d"
+    probes = here.config.probes.model_copy(update={"folder": folder})
+    here.config = here.config.model_copy(update={"probes": probes})
+    row = {"reading": "site.x", "when": {"above": 3}, "severity": "warning", "text": "too much of x"}
+    here.book = rules.load([{"code": "SITE_X", **row}])
+    here._visit()
+    assert here.compose().blind == {}  # a site without any
+    folder.mkdir(mode=0o755)
+    program = folder / "x"
+    program.write_text("""#!/bin/sh\necho '{"name": "site.x", "device": "d", "value": 4}'\n""")
+    program.chmod(0o755)
+    here._visit()
+    wait(lambda: here._collect() or here.standing)
+    assert [(one.code, one.device) for one in here.compose().opened] == [("SITE_X", "d")]
+    program.write_text("#!/bin/sh\necho no luck >&2; exit 1\n")
+    here._visit()
+    wait(lambda: here._collect() or "no luck" in here.compose().blind.get("site/x", ""))
+    assert here.standing  # a probe that fails ends nothing
+    folder.chmod(0o777)
+    here._visit()
+    assert "written by others" in here.compose().blind["site"]

@@ -44,7 +44,9 @@ def scan(as_json: bool, config_file: str | None, root: str, name: str | None) ->
         raise click.UsageError(f"--root {root}: no such folder")
     name = name or hostname()
     library = os.environ.get("SLURM_HEALTH_NVML_LIBRARY", "")
-    seen = scan.scan(Host(root), Expectations(**config.expected(name)), rules.load(config.rule), library)
+    folder = config.probes.folder if Path(root) == Path("/") else None  # they look at this machine
+    expectations = Expectations(**config.expected(name))
+    seen = scan.scan(Host(root), expectations, rules.load(config.rule), library, folder=folder)
     seen = replace(seen, node=name)
     show(seen.json() if as_json else seen, as_json, scan.Scan.text)
     sys.exit(LEVELS[seen.verdict])
@@ -52,11 +54,21 @@ def scan(as_json: bool, config_file: str | None, root: str, name: str | None) ->
 
 @click.command()
 @json_option
-def probes(as_json: bool) -> None:
-    """List the probes and the codes that come of them."""
-    from slurm_health.probes import PROBES
+@config_option
+def probes(as_json: bool, config_file: str | None) -> None:
+    """List the probes, the site's own too, and the codes that come of them."""
+    from slurm_health import rules
+    from slurm_health.probes import PROBES, site
 
+    config = load_config(config_file)
     rows = [{"probe": probe.name, "about": probe.about, "codes": list(probe.codes)} for probe in PROBES]
+    own = {rule.code: "" for rule in rules.load(config.rule).rules if rule.reading.startswith("site.")}
+    try:
+        programs = site.programs(config.probes.folder)
+    except OSError as error:
+        programs = []
+        click.echo(str(error), err=True)
+    rows += [{"probe": f"site/{one.name}", "about": str(one), "codes": list(own)} for one in programs]
     show(
         rows,
         as_json,
