@@ -8,7 +8,7 @@ import platform
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,7 @@ class Scan:
                 {
                     "probe": report.probe,
                     "seconds": round(report.seconds, 4),
-                    "readings": [
-                        {"name": one.name, "device": one.device, "value": one.value}
-                        for one in report.readings
-                    ],
+                    "readings": [_plain(one) for one in report.readings],
                     "error": report.error,
                 }
                 for report in self.reports
@@ -80,6 +77,12 @@ class Scan:
         lines += [f"  {line}" for line in self.seen]
         lines += [f"  {report.probe}: {report.error}" for report in self.reports if report.error]
         return "\n".join(lines)
+
+
+def _plain(reading: Reading) -> dict[str, Any]:
+    """A reading with what it has beside its value."""
+    always = ("name", "device", "value")
+    return {key: said for key, said in asdict(reading).items() if said or key in always}
 
 
 def scan(

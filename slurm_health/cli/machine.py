@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +29,39 @@ from slurm_health.cli.shell import (
 @config_option
 @root_option
 @click.option("--node", "name", help="Which [[nodes]] sections apply; else this host's name.")
-def scan(as_json: bool, config_file: str | None, root: str, name: str | None) -> None:
-    """Look at this machine once: no root, no Slurm, nothing is changed.
+@click.option("--every", help="Look again and again, such as 15s: with --json a history for `replay`.")
+def scan(as_json: bool, config_file: str | None, root: str, name: str | None, every: str | None) -> None:
+    """Look at this machine: no root, no Slurm, nothing is changed.
 
     Exit status: 0 ok, 1 warning, 2 critical, 3 unknown (a probe could not tell).
     """
+    import time
     from dataclasses import replace
 
-    from slurm_health import rules, scan
+    from slurm_health import duration, rules, scan
     from slurm_health.baseline import Expectations
     from slurm_health.host import Host
 
     config = load_config(config_file)
+    try:
+        pause = duration.seconds(every) if every else 0.0
+    except ValueError as error:
+        raise click.UsageError(f"--every: {error}") from None
     if not Path(root).is_dir():
         raise click.UsageError(f"--root {root}: no such folder")
     name = name or hostname()
     library = os.environ.get("SLURM_HEALTH_NVML_LIBRARY", "")
     folder = config.probes.folder if Path(root) == Path("/") else None  # they look at this machine
-    expectations = Expectations(**config.expected(name))
-    seen = scan.scan(Host(root), expectations, rules.load(config.rule), library, folder=folder)
-    seen = replace(seen, node=name)
-    show(seen.json() if as_json else seen, as_json, scan.Scan.text)
-    sys.exit(LEVELS[seen.verdict])
+    expectations, book = Expectations(**config.expected(name)), rules.load(config.rule)
+    while True:
+        began, host = time.time(), Host(root)
+        seen = replace(scan.scan(host, expectations, book, library, folder=folder), node=name)
+        if not every:
+            show(seen.json() if as_json else seen, as_json, scan.Scan.text)
+            sys.exit(LEVELS[seen.verdict])
+        look = {"at": _iso(began), "boot": host.boot_id(), **seen.json()}
+        click.echo(json.dumps(look) if as_json else f"{look['at']} {seen.text()}")
+        time.sleep(max(0.0, began + pause - time.time()))
 
 
 @click.command()
@@ -94,20 +106,35 @@ def explain(code: str | None) -> None:
 
 
 @click.command()
+@click.argument("readings", required=False, type=click.File("r"))
+@click.option("--rules", "others", help="A TOML file of [[rule]] tables: what they would change.")
 @click.option(
     "--kmsg",
     "file",
-    required=True,
     type=click.File("r", errors="replace"),
     help="A kernel log: raw /dev/kmsg, dmesg (plain, -T, --time-format iso) or journalctl short-iso.",
 )
 @json_option
 @config_option
-def replay(file: Any, as_json: bool, config_file: str | None) -> None:
-    """Read a kernel log as the node daemon would, and print the hardware events in it."""
+def replay(readings: Any, others: str | None, file: Any, as_json: bool, config_file: str | None) -> None:
+    """Judge what was recorded as the node daemon would have.
+
+    READINGS is a history as `scan --json --every 15s` prints it: shown is which findings opened and closed
+    when, and with --rules which would under those rules too, or only under them. --kmsg reads a kernel log
+    and prints the hardware events in it.
+    """
+    if (readings is None) == (file is None):
+        raise click.UsageError("name a history of readings, or a kernel log with --kmsg")
+    config = load_config(config_file)
+    if file is not None:
+        _replay_log(file, as_json, config)
+    else:
+        _replay_readings(readings, others, as_json, config)
+
+
+def _replay_log(file: Any, as_json: bool, config: Any) -> None:
     from slurm_health import replay, rules
 
-    config = load_config(config_file)
     many = 0
     for event in replay.replay(file, rules.load(config.rule)):
         many += 1
@@ -118,6 +145,34 @@ def replay(file: Any, as_json: bool, config_file: str | None) -> None:
             click.echo(f"{event['line']:>6}  {event['severity']:8}  {fault}  {event['text']}")
     if not as_json:
         click.echo(f"{many} hardware events", err=True)
+
+
+def _replay_readings(file: Any, others: str | None, as_json: bool, config: Any) -> None:
+    import tomllib
+
+    from slurm_health import history, rules
+    from slurm_health.baseline import Expectations
+
+    now = new = rules.load(config.rule)
+    if others:
+        try:
+            new = rules.load([*config.rule, *tomllib.loads(Path(others).read_text()).get("rule", [])])
+        except (OSError, tomllib.TOMLDecodeError, rules.RuleError) as error:
+            click.echo(f"{others}: {error}", err=True)
+            sys.exit(EX_CONFIG)
+    try:
+        looks = history.looks(file)
+        for node, change, by in history.compare(
+            looks, now, new, lambda node: Expectations(**config.expected(node))
+        ):
+            found, at = change.finding, _iso(change.at)
+            row = {"node": node, "at": at, "what": change.what, "code": found.code, "device": found.device,
+                   "severity": str(found.severity), "evidence": found.evidence, "rules": by}  # fmt: skip
+            only = "" if by == "both" else f"  only with {others if by == 'new' else 'the rules in force'}"
+            words = f"{at}  {node}  {change.what:8}  {found.severity!s:8}  {found.code}({found.device}){only}"
+            click.echo(json.dumps(row) if as_json else words)
+    except ValueError as error:
+        raise click.UsageError(f"{file.name}: {error}") from None
 
 
 @click.group(cls=Group)
@@ -183,3 +238,7 @@ def _flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
     for key, value in table.items():
         flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
     return flat
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds")
