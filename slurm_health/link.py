@@ -58,7 +58,7 @@ class Link(threading.Thread):
         signature: Callable[[], wire.Signature],
         node: str,
         compose: Callable[[], wire.NodeReport],
-        heard: Callable[[wire.NodeReport, frozenset[str]], None],
+        heard: Callable[[wire.NodeReport, frozenset[str], frozenset[str]], None],
         decided: Callable[[wire.Decision], None],
     ) -> None:
         super().__init__(name="report", daemon=True)
@@ -96,7 +96,7 @@ class Link(threading.Thread):
                 began, sent = time.monotonic(), time.time()
                 answer = post(self._address(turn), REPORT, wire.encode(report))
                 wire.decision(answer)
-                unknown = wire.unknown(answer)
+                unknown, closed = wire.unknown(answer), wire.closed(answer)
                 clock.compare(sent, wire.moment_now(answer), time.monotonic() - began)
             except Exception as error:  # whatever it is: a node that falls silent is watched by nobody
                 self._mourn(REPORT, turn, error)
@@ -105,7 +105,7 @@ class Link(threading.Thread):
             wait = FIRST_WAIT
             self._rejoice(REPORT)
             # A receipt only: of two answers that cross, the older must not undo the newer decision.
-            self.heard(report, unknown)
+            self.heard(report, unknown, closed)
             self.news.wait(wire.HEARTBEAT)
 
     def _listen(self) -> None:

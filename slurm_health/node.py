@@ -118,7 +118,7 @@ class NodeDaemon:
             self._signature,
             name,
             self.compose,
-            lambda report, unknown: self._post(partial(self._receipt, report, unknown)),
+            lambda *answer: self._post(partial(self._receipt, *answer)),
             lambda answer: self._post(partial(self._decide, answer)),
         )
         self.signed: wire.Signature | None = None
@@ -392,9 +392,14 @@ class NodeDaemon:
                 raise wire.Refused(str(error)) from error
         return self.signed
 
-    def _receipt(self, report: wire.NodeReport, unknown: frozenset[str] = frozenset()) -> None:
+    def _receipt(
+        self,
+        report: wire.NodeReport,
+        unknown: frozenset[str] = frozenset(),
+        closed: frozenset[str] = frozenset(),
+    ) -> None:
         """What was reported is told. What stands and is `unknown` to the controller (its ledger was lost, our
-        spool was full) is told once more."""
+        spool was full) is told once more; what an admin has `closed` and does not end by itself, ends."""
         with self.lock:
             self.spool.receipted(found.moment for found in report.opened)
             ahead = time.time() - self._now()
@@ -405,6 +410,10 @@ class NodeDaemon:
             log.warning("unknown to the controller, told again: %s(%s)", found.code, found.device)
         if more:
             self.link.poke()
+        released = rules.release(self.book, self.memory, closed)
+        if released is not self.memory:
+            self.memory = released
+            self._judge(())
 
     def _decide(self, answer: wire.Decision) -> None:
         if answer != self.decision:

@@ -285,7 +285,8 @@ class Door:
                 await asyncio.sleep(0)  # others have their turn
                 decision = self.controller.heed(replace(report, opened=opened[start : start + AT_ONCE]))
             unknown = self.ledger.unknown(report.node, report.standing)
-            more = {"unknown": unknown, "now": time.time()}
+            closed = self.ledger.closed(report.node, report.standing)
+            more = {"unknown": unknown, "closed": closed, "now": time.time()}
             return _bytes(json.dumps(wire.plain(decision) | more).encode())
         finally:
             self.reporting.discard(who)

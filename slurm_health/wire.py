@@ -6,7 +6,8 @@ defaults: an older node is understood.
 
     POST /v1/report     a NodeReport; the answer is a Decision, and the receipt for what was reported. Its
                         "unknown" names the standing moments never heard of here: they are to be told again.
-                        "now" is the controller's time (seconds since the epoch)
+                        "closed" are those whose incident an admin has closed. "now" is the controller's
+                        time (seconds since the epoch)
     POST /v1/decision   {"node", "known"}: answered when the Decision is no longer `known`, or after 25 s
     GET  /v1/status  /v1/incidents  /v1/incidents/<id>  /v1/jobs/<id>
     POST /v1/incidents/<id>/close  /v1/pause  /v1/unpause
@@ -190,7 +191,16 @@ def decision(body: bytes) -> Decision:
 
 def unknown(body: bytes) -> frozenset[str]:
     """The moments that the answer to a report asks for."""
-    return frozenset(text_field({"": item}, "", 300) for item in _list(json_object(body), "unknown"))
+    return _moments(body, "unknown")
+
+
+def closed(body: bytes) -> frozenset[str]:
+    """The moments whose incident an admin has closed, by the answer to a report."""
+    return _moments(body, "closed")
+
+
+def _moments(body: bytes, key: str) -> frozenset[str]:
+    return frozenset(text_field({"": item}, "", 300) for item in _list(json_object(body), key))
 
 
 def moment_now(body: bytes) -> float:

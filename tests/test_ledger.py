@@ -860,6 +860,24 @@ def test_what_stands_and_was_never_told_is_asked_for(ledger: Ledger) -> None:
     assert ledger.unknown("n1", [LINK.moment]) == []
 
 
+def test_what_a_person_closed_while_it_stands_is_said(ledger: Ledger) -> None:
+    ledger.take(report(LINK, standing=(LINK.moment,)), T)
+    assert ledger.closed("n1", [LINK.moment]) == []
+    ledger.acknowledge([1], T)
+    assert ledger.closed("n1", [LINK.moment]) == []  # an admin's RESUME overrules it, no more
+    ledger.close(1, "alice", T)
+    assert ledger.closed("n1", [LINK.moment, "b/x"]) == [LINK.moment]
+    assert ledger.closed("n2", [LINK.moment]) == []
+    assert ledger.closed("n1", []) == []
+
+
+def test_what_new_evidence_closed_was_closed_by_nobody(ledger: Ledger) -> None:
+    ledger.take(report(LINK, standing=(LINK.moment,)), T)
+    ledger.acknowledge([1], T)
+    ledger.take(report(replace(LINK, moment="b/again"), standing=(LINK.moment, "b/again")), T + 1)
+    assert ledger.closed("n1", [LINK.moment, "b/again"]) == []
+
+
 def test_what_was_closed_while_it_stands_is_not_forgotten_before_it_has_cleared(ledger: Ledger) -> None:
     ledger.take(report(LINK), T)
     ledger.close(1, "alice", T + 1)
@@ -985,6 +1003,7 @@ CALLS: dict[str, Callable[[Ledger, Incident], object]] = {
 }
 QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "unknown": lambda ledger: ledger.unknown("n1", [LINK.moment]),
+    "closed": lambda ledger: ledger.closed("n1", [LINK.moment]),
     "open_incidents": lambda ledger: ledger.open_incidents(),
     "of nodes": lambda ledger: ledger.open_incidents(["n1", "n2"]),
     "outlook": lambda ledger: ledger.outlook(5),

@@ -31,6 +31,7 @@ class Controller:
         self.reports: list[NodeReport] = []
         self.connections = 0
         self.unknown: list[str] | None = None  # which moments it asks for; None as an older release
+        self.closed: list[str] = []
         self.status, self.answer = 200, b""  # what to answer instead of a decision
         self.deaf = False  # whether it answers nobody who asks for its decision
         self._decision = Decision()
@@ -102,7 +103,9 @@ class Controller:
             if path == "/v1/report":
                 self.reports.append(wire.node_report(body))
                 if self.unknown is not None:
-                    return json.dumps(wire.plain(self._decision) | {"unknown": self.unknown}).encode()
+                    return json.dumps(
+                        wire.plain(self._decision) | {"unknown": self.unknown, "closed": self.closed}
+                    ).encode()
             else:
                 known = json.loads(body)["known"]
                 self._changed.wait_for(
@@ -143,6 +146,7 @@ class Node:
         self.composed = 0
         self.heard: list[NodeReport] = []
         self.unknown: list[frozenset[str]] = []
+        self.closed: list[frozenset[str]] = []
         self.decided: list[Decision] = []
         self.broken = self.over = False
         self.link = Link(
@@ -160,8 +164,9 @@ class Node:
             raise RuntimeError("nothing can be said now")
         return NodeReport("n1", verdict=str(self.composed))
 
-    def hear(self, report: NodeReport, unknown: frozenset[str]) -> None:
+    def hear(self, report: NodeReport, unknown: frozenset[str], closed: frozenset[str]) -> None:
         self.unknown.append(unknown)
+        self.closed.append(closed)
         self.heard.append(report)
 
     def follows(self, decision: Decision) -> bool:
@@ -322,10 +327,11 @@ def test_what_the_controller_never_heard_of_comes_with_the_receipt(
 ) -> None:
     node.link.start()
     wait(lambda: node.heard)
+    controller.closed = ["b/2"]
     controller.unknown = ["b/1"]
     node.link.poke()
     wait(lambda: len(node.heard) == 2)
-    assert node.unknown == [frozenset(), {"b/1"}]
+    assert (node.unknown, node.closed) == ([frozenset(), {"b/1"}], [frozenset(), {"b/2"}])
 
 
 def test_a_controller_that_takes_no_reports_is_said_once(

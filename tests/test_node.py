@@ -548,3 +548,19 @@ def test_a_probe_of_the_sites_own(here: NodeDaemon, tmp_path: Path) -> None:
     folder.chmod(0o777)
     here._visit()
     assert "written by others" in here.compose().blind["site"]
+
+
+def test_what_an_admin_closes_ends_where_only_that_ends_it(here: NodeDaemon) -> None:
+    row = {"when": {"is": True}, "severity": "critical", "text": "it is bad"}
+    sticky = {"code": "STICKY", "reading": "a.b", "clear": "never", **row}
+    here.book = rules.load([sticky, {"code": "OTHER", "reading": "a.c", **row}])
+    here._judge([Reading("a.b", "d|1", True), Reading("a.c", "d", True)])
+    here._judge([Reading("a.b", "d|1", False)])
+    moments = frozenset(one.moment for one in here.standing)
+    here._receipt(here.compose())
+    assert len(here.standing) == 2
+    here._receipt(here.compose(), frozenset(), moments)
+    assert [one.code for one in here.standing] == ["OTHER"]
+    assert "STICKY" not in (here.state_dir / "memory.json").read_text()
+    here._judge([Reading("a.b", "d|1", True)])  # it is still so
+    assert [one.code for one in here.compose().opened] == ["STICKY"]

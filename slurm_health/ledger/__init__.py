@@ -25,6 +25,12 @@ LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is t
 NO_ANSWER = "no answer"  # the outcome of an act that may have happened, or may yet
 EVIDENCE = 1000  # lines kept for one incident: a storm must not fill the disk
 EVIDENCE_LISTED = 10  # lines of each incident where many are listed
+OURS = (
+    "cleared",
+    "quiet",
+    "new evidence",
+    "an admin's RESUME",
+)  # closed_by, where nobody did by hand
 RETRY = 1.0  # seconds after which a report that says nothing new tries whether a trouble is over
 
 
@@ -101,6 +107,19 @@ class Ledger(Store):
         with self.transaction(write=False) as connection:
             known = set(connection.scalars(told))
         return [moment for moment in standing if moment not in known]
+
+    def closed(self, node: str, standing: Sequence[str]) -> list[str]:
+        """Those of a node's standing moments whose incident a person has closed."""
+        if not standing:
+            return []
+        query = (
+            sa.select(evidence.c.moment)
+            .join(incidents, incidents.c.id == evidence.c.incident)
+            .where(evidence.c.node == node, evidence.c.moment.in_(standing))
+            .where(incidents.c.closed > 0, incidents.c.closed_by.not_in(OURS))
+        )
+        with self.transaction(write=False) as connection:
+            return list(connection.scalars(query))
 
     def _open(self, connection: Connection, node: str, found: Any, now: float) -> int:
         same = connection.execute(

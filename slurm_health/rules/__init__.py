@@ -20,7 +20,7 @@ from slurm_health.rules.book import (
     at_once,
     load,
 )
-from slurm_health.rules.judging import BURST, EVIDENCE, Memory, begin, counting, judge
+from slurm_health.rules.judging import BURST, EVIDENCE, Memory, begin, counting, judge, release
 
 __all__ = [
     "BURST",
@@ -44,4 +44,5 @@ __all__ = [
     "counting",
     "judge",
     "load",
+    "release",
 ]

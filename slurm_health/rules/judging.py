@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from slurm_health import duration
@@ -51,6 +51,20 @@ def _pair(row: object) -> bool:
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def release(book: RuleBook, memory: Memory, moments: Collection[str]) -> Memory:
+    """The memory without those of these findings that only an admin ends; the same one when none is."""
+    ended = [
+        key
+        for key, entry in memory["watch"].items()
+        if entry["moment"] in moments
+        and (rule := book.by_key.get("|".join(key.split("|", 2)[:2])))
+        and rule.clear == "never"
+    ]
+    if not ended:
+        return memory
+    return {**memory, "watch": {key: row for key, row in memory["watch"].items() if key not in ended}}
 
 
 def counting(memory: Memory) -> bool:

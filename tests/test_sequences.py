@@ -1,0 +1,177 @@
+"""Faults over hours on a fake machine: each opens and closes exactly the incidents that it should."""
+
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_sensing import GPU3, Node, library
+
+from slurm_health.model import Finding, Report
+
+__all__ = ["library"]
+PORT = "mlx5_4/1"
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class Story:
+    """What a node tells over time: (seconds, what, code, device) for each incident that opens and closes."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.began = node.now
+        self.standing: dict[str, Finding] = {}
+        self.told: list[tuple[int, str, str, str]] = []
+        # one answer of NVML's for each state of the machine: asking it at every step takes minutes
+        self.gpus = node.gpus()
+
+    def changed(self) -> None:
+        self.gpus = self.node.gpus()
+
+    def look(self, later: float, gpus: Report | None = None) -> None:
+        found = {one.moment: one for one in self.node.look(later, gpus or self.gpus) if one.lasting}
+        at = round(self.node.now - self.began)
+        for what, ones, others in (("opened", found, self.standing), ("closed", self.standing, found)):
+            new = [one for moment, one in ones.items() if moment not in others]
+            self.told += sorted((at, what, one.code, one.device) for one in new)
+        self.standing = found
+
+    def goes_on(self, seconds: float, every: float = 15.0, each: Callable[[], object] = lambda: None) -> None:
+        for _ in range(round(seconds / every)):
+            each()
+            self.look(every)
+
+    def inject(self, fault: str, **how: object) -> None:
+        self.node.machine.inject(fault, **how)  # type: ignore[arg-type]
+        self.changed()
+
+    def clear(self) -> None:
+        self.node.machine.clear()
+        self.changed()
+
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        """What opened (+) and closed (-), in order."""
+        return [("+" if what == "opened" else "-") + code for _, what, code, _ in self.told]
+
+    def count(self, counter: str, by: int) -> Callable[[], object]:
+        """Have a counter of the port rise."""
+        file = self.node.host.path(f"sys/class/infiniband/mlx5_4/ports/1/counters/{counter}")
+        return lambda: file.write_text(f"{int(file.read_text()) + by}\n")
+
+
+@pytest.fixture
+def story(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
+    monkeypatch.setenv("SLURM_HEALTH_FAKE_NVML", str(tmp_path / "nvml"))
+    node = Node(tmp_path, library)
+    yield Story(node)
+    node.worker.stop()
+    node.log.close()
+
+
+def test_a_healthy_day(story: Story) -> None:
+    story.goes_on(24 * HOUR, every=10 * MINUTE)
+    assert story.told == []
+
+
+# -- links -------------------------------------------------------------------------------
+
+
+def flap(story: Story, times: int) -> None:
+    for _ in range(times):
+        story.inject("ib-down", port=4)
+        story.goes_on(10, every=1)
+        story.clear()
+        story.goes_on(20, every=1)
+
+
+def test_a_link_that_is_lost_once(story: Story) -> None:
+    flap(story, 1)
+    story.goes_on(HOUR, every=5)
+    assert story.told == [(6, "opened", "IB_PORT_DOWN", PORT), (45, "closed", "IB_PORT_DOWN", PORT)]
+
+
+def test_what_comes_back_again_and_again_is_watched_longer(story: Story) -> None:
+    for _ in range(4):
+        story.inject("nic-down", port=1)
+        story.goes_on(10, every=1)
+        story.clear()
+        while story.standing and story.node.now < story.began + 6 * HOUR:
+            story.look(1)
+        story.goes_on(10, every=1)
+    times = [at for at, _, code, _ in story.told if code == "NIC_DOWN"]
+    lasted = [closed - opened for opened, closed in zip(times[::2], times[1::2], strict=True)]
+    assert lasted == [35, 65, 125, 245]  # and so on: 30 s of a link that is up, doubled
+
+
+# -- GPUs --------------------------------------------------------------------------------
+
+
+def test_a_row_waits_to_be_remapped_and_then_cannot_be(story: Story) -> None:
+    story.inject("remap-pending", gpu=3)
+    story.goes_on(10 * MINUTE)
+    assert story.told == [(15, "opened", "GPU_REMAP_PENDING", GPU3)]
+    story.inject("remap-failed", gpu=3)
+    story.goes_on(10 * MINUTE)
+    assert story.told[1:] == [(615, "opened", "GPU_REMAP_FAILED", GPU3)]
+    story.clear()  # the GPU was replaced
+    story.goes_on(10 * MINUTE)
+    assert sorted(story.changes[2:]) == ["-GPU_REMAP_FAILED", "-GPU_REMAP_PENDING"]
+
+
+def test_a_gpu_that_is_lost_and_comes_back(story: Story) -> None:
+    for fault in ("gpu-lost", "gpu-gone"):
+        story.told = []
+        story.inject(fault, gpu=3)
+        story.goes_on(HOUR)
+        story.clear()
+        story.goes_on(HOUR)
+        assert [(what, code, device) for _, what, code, device in story.told] == [
+            ("opened", "GPU_MISSING", GPU3),
+            ("closed", "GPU_MISSING", GPU3),
+        ]
+
+
+def test_a_driver_that_hangs_and_comes_back(story: Story) -> None:
+    story.node.machine.inject("driver-hang")
+    asked = time.monotonic()
+    story.node.worker.ask(asked)
+    for deadline in range(1, 5):
+        report = story.node.worker.overdue(asked + deadline * 10.1)
+        assert report is not None
+        story.look(10.0, report)
+    assert story.told == [(10, "opened", "GPU_DRIVER_HUNG", "")]
+    story.node.machine.clear()
+    select.select([story.node.worker.fileno()], [], [], 10)
+    late = story.node.worker.answer(time.monotonic())
+    assert late is not None
+    story.look(15.0, late)
+    story.changed()
+    story.goes_on(HOUR)
+    assert story.told[1:] == [(85, "closed", "GPU_DRIVER_HUNG", "")]
+
+
+def test_a_driver_that_fails_and_comes_back(story: Story) -> None:
+    story.inject("driver-failed")
+    story.look(2.0)
+    story.look(2.0)
+    assert story.told == []  # reloading it takes a moment
+    story.look(2.0)
+    assert story.changes == ["+GPU_DRIVER_FAILED"]
+    story.clear()
+    story.goes_on(HOUR)
+    assert story.changes == ["+GPU_DRIVER_FAILED", "-GPU_DRIVER_FAILED"]
+
+
+def test_a_reboot_in_the_middle(story: Story) -> None:
+    from slurm_health import baseline, rules
+
+    story.inject("gpu-lost", gpu=3)
+    story.goes_on(MINUTE)
+    story.clear()
+    story.node.memory = rules.begin(story.node.memory, "another boot")
+    story.node.known = baseline.begin(story.node.known, "another boot")
+    assert story.changes == ["+GPU_MISSING"]
+    story.goes_on(HOUR)
+    assert story.changes == ["+GPU_MISSING", "-GPU_MISSING"]
