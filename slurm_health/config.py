@@ -90,6 +90,9 @@ class Requeue(Section):
         600.0,
         description="a job that meets the same GPU fault on a second node, having run shorter, is held",
     )
+    place: Literal["top", "keep"] = Field(
+        "top", description="top: before all that wait, until it runs; keep: as Slurm orders its queue"
+    )
 
 
 class Slurm(Section):

@@ -216,6 +216,7 @@ class Victim:
 
     `requeued`, `started` (its wait was ended), `ran` and `settled` are 0 until they happen; `outcome` says in
     a few words how it ended. `refused`: our prolog turned it away. `ours`: we requeued or released it.
+    `nice` is its own nice value, `lifted` the one that puts it first in the queue, `placed` when it got that.
     """
 
     id: int
@@ -236,3 +237,6 @@ class Victim:
     settled: float = 0.0
     outcome: str = ""
     tries: int = 0
+    nice: int = 0
+    lifted: int = 0
+    placed: float = 0.0

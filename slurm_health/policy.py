@@ -43,6 +43,8 @@ SUSPECTS = 2  # nodes that a job may break the same way before it is held and th
 SUSPECT = "suspect job: "  # how it is noted that a node is left alone
 # squeue's Reason of a job that a failed prolog sent back (job_reason_string, Slurm 22.05 to 26.05).
 HELD_BY_PROLOG = "launch failed requeued held"
+FOREMOST = 0xFFFFFFFE  # the highest priority that a job can have (slurm.h: one more is INFINITE)
+NICEST = -0x7FFFFFFD  # the lowest nice value that Slurm takes (sbatch(1), --nice: +/- 2147483645)
 
 
 class Do(StrEnum):
@@ -267,6 +269,11 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Lift:
+    """Put it before all others that wait, until it runs."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartNow:
     pass
 
@@ -283,7 +290,7 @@ class Settle:
     outcome: str
 
 
-Step = Wait | Requeue | Release | StartNow | Ran | Settle
+Step = Wait | Requeue | Release | Lift | StartNow | Ran | Settle
 
 LIVE = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 DIED = frozenset({"FAILED", "NODE_FAIL"})
@@ -292,9 +299,12 @@ DIED = frozenset({"FAILED", "NODE_FAIL"})
 DEATHS = ("NonZeroExitCode", "JobLaunchFailure", "NodeDown", "RaisedSignal")
 
 
-def treat(victim: Victim, job: Job | None, may: bool, now: float, start: float = 0.0) -> Step:
+def treat(
+    victim: Victim, job: Job | None, may: bool, now: float, start: float = 0.0, first: bool = False
+) -> Step:
     """The next step for a job that a fault touched. `may`: its node is out and the site wants requeues;
-    `start`: when its wait may be ended at the earliest (see `earliest`).
+    `start`: when its wait may be ended at the earliest (see `earliest`). `first`: it goes before all that
+    wait.
 
     A live job goes as its urgency says. One that died of the fault (FAILED or NODE_FAIL, within 120 s of the
     first evidence, the same run) is brought back too. Nothing else is ever resurrected.
@@ -304,7 +314,7 @@ def treat(victim: Victim, job: Job | None, may: bool, now: float, start: float =
     if victim.urgency is Urgency.NONE:
         return Settle("left alone")
     if job.restarts > victim.restarts:
-        return _follow(victim, job, may, now, start)
+        return _follow(victim, job, may, now, start, first)
     if job.restarts < victim.restarts:
         return Settle("another job has its number")
     if job.completing and not job.reason.startswith(DEATHS):
@@ -339,7 +349,7 @@ def _back(job: Job, may: bool, incomplete: bool) -> Step:
     return Requeue(incomplete) if may else Wait()
 
 
-def _follow(victim: Victim, job: Job, may: bool, now: float, start: float) -> Step:
+def _follow(victim: Victim, job: Job, may: bool, now: float, start: float, first: bool) -> Step:
     """After its requeue, by us or by Slurm."""
     if job.state == "PENDING" and not job.completing:
         if job.reason == HELD_BY_PROLOG:
@@ -347,9 +357,12 @@ def _follow(victim: Victim, job: Job, may: bool, now: float, start: float) -> St
         if not (victim.requeued or victim.refused):
             return Settle("requeued by somebody else")
         if "Held" in job.reason or "held" in job.reason:
+            if victim.lifted != victim.nice:  # its own place cannot be given back to who is held
+                return Wait()
             return Settle(f"held by somebody else: {job.reason}")
-        # A begin time is a wait to end; the start that backfill plans looks alike, but has another reason.
-        if job.begins > now + 1 and (not victim.started or job.reason == "BeginTime"):
+        if first and not victim.placed:
+            return Lift()
+        if waits(victim, job, now):
             return _end_wait(victim, now, start)
         return Wait(hot=now - max(victim.requeued, victim.refused) < 30)
     if not (victim.requeued or victim.refused):
@@ -365,6 +378,22 @@ def _follow(victim: Victim, job: Job, may: bool, now: float, start: float) -> St
     if job.state in DIED and not victim.ran and job.ended - job.started <= SLACK and victim.tries < LAUNCHES:
         return Requeue(incomplete=False) if may else Wait()
     return Ran() if job.state == "COMPLETED" else Settle(f"{job.state} after its requeue")
+
+
+def waits(victim: Victim, job: Job, now: float) -> bool:
+    """Whether Slurm lets a requeued job wait for a time. The start that backfill plans looks alike, but has
+    another reason."""
+    begins = job.state == "PENDING" and job.begins > now + 1
+    return begins and (not victim.started or job.reason == "BeginTime")
+
+
+def foremost(priority: int, nice: int) -> int:
+    """The nice value that puts a job of this priority and nice value before all others.
+
+    Slurm takes the nice value off the priority, whichever way it computes that, and knows 32 bits: more than
+    what is missing to the highest would come out as little.
+    """
+    return max(nice - (FOREMOST - priority), NICEST)
 
 
 def runs(job: Job) -> bool:

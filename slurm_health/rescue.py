@@ -232,7 +232,9 @@ class Rescue:
             if job
             else 0.0
         )
-        step = policy.treat(victim, job, may, now, start)
+        if job is None or job.size > 1:
+            await self._let_go(victim, job, now)
+        step = policy.treat(victim, job, may, now, start, self.first)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
             if victim.id in self.starting:
@@ -241,8 +243,11 @@ class Rescue:
             case policy.Wait():
                 return step.hot
             case policy.Settle():
-                self._settle(victim, step.outcome)
+                await self._settle(victim, step.outcome)
                 return False
+            case policy.Lift():
+                await self._lift(victim)
+                return True
             case policy.Ran():
                 assert job
                 await self._ran(victim, job)
@@ -267,6 +272,8 @@ class Rescue:
         if isinstance(step, policy.Requeue) and step.incomplete:
             what = f"is held: it {hold}" if hold else "is requeued"
             await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} {what}")
+            if not hold:
+                await self._keep_nodes(victim, job)
         detail = f"restarts={job.restarts}"
         self._conclude(kind, victim)
         action = self.ledger.intend(victim.incident, kind, victim.label, time.time(), detail)
@@ -281,7 +288,7 @@ class Rescue:
             self.ledger.settle(action, f"not done: {error}", time.time())
             self.ledger.victim(victim.id, tries=victim.tries + 1)
             if victim.tries + 1 >= REFUSALS:
-                self._settle(victim, f"{kind} refused by Slurm: {error}")
+                await self._settle(victim, f"{kind} refused by Slurm: {error}")
             return True
         except SlurmError:
             # Whether a requeue happened will show in the job's restarts; the others are simply sent again.
@@ -308,6 +315,8 @@ class Rescue:
             with self.ledger.together():
                 self.ledger.victim(victim.id, **changes)
                 self.ledger.settle(action, "done", now)
+            if isinstance(step, policy.StartNow):  # not before: now it is the first to get them
+                await self._let_go(victim, None, now)
         return True
 
     def _conclude(self, kind: str, victim: Victim, shown: str = "") -> bool:
@@ -320,7 +329,90 @@ class Rescue:
             done |= this
         return done
 
+    # Its place
+
+    @property
+    def first(self) -> bool:
+        """Whether a job on its way back goes before all that wait."""
+        return self.config.requeue.place == "top"
+
+    async def _lift(self, victim: Victim) -> None:
+        """Put it first in the queue by its nice value, which is nobody's way to say how old a job is. Its own
+        one is on disk before."""
+        priority, nice = await self.slurm.standing(victim.label)
+        if not priority:
+            return  # held just now: Slurm takes a new nice value for a release
+        own, lifted = victim.nice, victim.lifted
+        if own == lifted:
+            own, lifted = nice, policy.foremost(priority, nice)
+        elif nice not in (own, lifted):  # while we were away somebody has given it another
+            self.ledger.victim(victim.id, lifted=own, placed=time.time())
+            return
+        self._conclude("lift", victim)
+        with self.ledger.together():
+            self.ledger.victim(victim.id, nice=own, lifted=lifted)
+            detail = f"nice {own} to {lifted}"
+            action = self.ledger.intend(victim.incident, "lift", victim.label, time.time(), detail)
+        try:
+            await self.slurm.set_nice(victim.label, lifted)
+            outcome = "done"
+        except Rejected as error:  # it waits where it is
+            outcome, lifted = f"not done: {error}", own
+        with self.ledger.together():
+            self.ledger.victim(victim.id, lifted=lifted, placed=time.time())
+            self.ledger.settle(action, outcome, time.time())
+
+    async def _lower(self, victim: Victim) -> None:
+        """Give it its own nice value back, unless somebody has chosen another for it meanwhile."""
+        if victim.lifted == victim.nice:
+            return
+        self._conclude("lower", victim)
+        action = self.ledger.intend(
+            victim.incident, "lower", victim.label, time.time(), f"nice {victim.lifted} to {victim.nice}"
+        )
+        try:
+            priority, nice = await self.slurm.standing(victim.label)
+            outcome = "done"
+            if not priority:
+                outcome = "not done: it is held, and would be released by that"
+            elif nice == victim.lifted:
+                await self.slurm.set_nice(victim.label, victim.nice)
+            elif nice != victim.nice:
+                outcome = f"not done: somebody has set it to {nice}"
+        except Rejected as error:
+            outcome = f"not done: {error}"
+        with self.ledger.together():
+            self.ledger.victim(victim.id, lifted=victim.nice)
+            self.ledger.settle(action, outcome, time.time())
+
+    async def _keep_nodes(self, victim: Victim, job: Job) -> None:
+        """Keep the queue off the healthy nodes of a job until its wait is ended: Slurm would give them away
+        at once. The act is under way as long as they are kept; they are free again in a minute anyhow."""
+        nodes = sorted(set(job.nodes) - self.out)
+        if not (self.first and nodes):
+            return
+        where = str(NodeSet.fromlist(nodes))
+        action = self.ledger.intend(victim.incident, "keep", victim.label, time.time(), where)
+        try:
+            await self.slurm.reserve(_reservation(victim), nodes)
+        except Rejected as error:
+            self.ledger.settle(action, f"not done: {error}", time.time())
+
+    async def _let_go(self, victim: Victim, job: Job | None, now: float) -> None:
+        """Free the nodes that were kept, when nothing but they keep the job from starting."""
+        under_way = job and (job.restarts == victim.restarts or job.completing)
+        if job and (under_way or (policy.waits(victim, job, now) and not victim.started)):
+            return
+        if kept := self.ledger.unsettled("keep", victim.label):
+            await self.slurm.unreserve(_reservation(victim))
+            with self.ledger.together():
+                for row in kept:
+                    self.ledger.settle(row.id, "done", time.time())
+
+    # The end of its story
+
     async def _ran(self, victim: Victim, job: Job) -> None:
+        await self._lower(victim)
         now = time.time()
         where = str(NodeSet.fromlist(list(job.nodes))) or victim.ran_nodes
         running = victim.running or job.started
@@ -338,11 +430,13 @@ class Rescue:
             )
 
     async def _held(self, victim: Victim, why: str) -> None:
-        self._settle(victim, f"held: it {why}")
+        await self._settle(victim, f"held: it {why}")
         log.error("job %s of uid %d is held: it %s", victim.label, victim.uid, why)
         await self._annotate(victim, f"{self._cause(victim)}; held: it {why}")
 
-    def _settle(self, victim: Victim, outcome: str) -> None:
+    async def _settle(self, victim: Victim, outcome: str) -> None:
+        await self._lower(victim)
+        await self._let_go(victim, None, time.time())
         self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)
         log.info("job %s: %s", victim.label, outcome)
 
@@ -372,3 +466,8 @@ class Rescue:
                 await self.slurm.set_comment(victim.label, both)
         except SlurmError as error:
             log.warning("job %s: AdminComment: %s", victim.label, error)
+
+
+def _reservation(victim: Victim) -> str:
+    """The name of what keeps its nodes."""
+    return f"slurm-health-{victim.job}"

@@ -714,3 +714,28 @@ def test_a_refusal_that_crossed_a_resume_is_undone(refused: float, expected: boo
     assert judged.do is (Do.UNDO if expected else Do.NOTHING)
     somebody = replace(node, reason="bad fan")
     assert policy.judge(somebody, faults, policy.Drained(), (), Outlook("requeue"), True).do is Do.NOTHING
+
+
+# -- its place in the queue
+
+
+@pytest.mark.parametrize("priority", [1, 2, 5000, 2147423112, 4294901759, 4294967294])
+@pytest.mark.parametrize("nice", [0, 50, -5000, 2147483645, -2147483645])
+def test_the_nice_value_that_puts_a_job_first(priority: int, nice: int) -> None:
+    lifted = policy.foremost(priority, nice)
+    assert -2147483645 <= lifted <= nice
+    assert priority <= priority + nice - lifted <= 4294967294  # what 32 bits can hold, without INFINITE
+
+
+def test_a_job_on_its_way_back_is_lifted_once_while_it_waits() -> None:
+    waits = job("PENDING", restarts=1, begins=T + 120, reason="BeginTime")
+    of = victim(requeued=T + 0.5)
+    assert policy.treat(of, waits, True, T + 1, first=True) == policy.Lift()
+    assert policy.treat(of, waits, True, T + 1, first=False) == StartNow()
+    assert policy.treat(replace(of, placed=T + 1), waits, True, T + 1, first=True) == StartNow()
+    assert policy.treat(of, replace(waits, completing=True), True, T + 1, first=True) == Wait(hot=True)
+    held = replace(waits, reason="JobHeldUser")
+    assert policy.treat(of, held, True, T + 1, first=True) == Settle("held by somebody else: JobHeldUser")
+    for somebody_elses in (victim(), victim(urgency=Urgency.NONE)):
+        assert isinstance(policy.treat(somebody_elses, waits, True, T + 1, first=True), Settle)
+    assert policy.treat(of, job(restarts=1), True, T + 1, first=True) == Wait(hot=True)

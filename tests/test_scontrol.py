@@ -280,6 +280,19 @@ def test_no_such_job_is_an_answer(bin_: Bin) -> None:
     assert bin_.call(lambda slurm: slurm.jobs([])) == {}
 
 
+def test_where_a_job_stands_in_the_queue(bin_: Bin) -> None:
+    bin_.put("squeue", "printf '%s\\n' '4294901759|-50|' '1|0|'")  # two components
+    assert bin_.call(lambda slurm: slurm.standing("7")) == (4294901759, -50)
+    bin_.put("squeue", "")
+    with pytest.raises(Rejected):
+        bin_.call(lambda slurm: slurm.standing("7"))
+
+
+def test_a_reservation_that_has_lapsed_is_no_error(bin_: Bin) -> None:
+    bin_.put("scontrol", "echo 'delete_reservation x: Requested reservation is invalid' >&2; exit 1")
+    bin_.call(lambda slurm: slurm.unreserve("x"))
+
+
 def test_only_jobs_that_were_asked_for(bin_: Bin) -> None:
     # squeue -j of an array's own number shows all its tasks, and pending ones under that number.
     tasks = [line(JobID="4712", ArrayTaskID="1"), line(JobID="4711", ArrayTaskID="2"),
@@ -318,6 +331,20 @@ SAID = {
     "start": ("scontrol", ["update", "JobId=7", "StartTime=now"]),
     "tell": ("scontrol", ["notify", "7", "a `b` 'c' \"d\""]),
     "comment": ("scontrol", ["update", "JobId=7", "AdminComment=x=y z"]),
+    "nice": ("scontrol", ["update", "JobId=7_2", "Nice=-5"]),
+    "reserve": (
+        "scontrol",
+        [
+            "create",
+            "ReservationName=x",
+            "Users=root",
+            "Nodes=n[1-2]",
+            "StartTime=now",
+            "Duration=1",
+            "Flags=IGNORE_JOBS",
+        ],
+    ),
+    "unreserve": ("scontrol", ["delete", "ReservationName=x"]),
 }
 DOES: dict[str, Act] = {
     "drain": lambda slurm: slurm.drain(["n2", "n1"], "a b; $(touch x)"),
@@ -329,6 +356,9 @@ DOES: dict[str, Act] = {
     "start": lambda slurm: slurm.start_now("7"),
     "tell": lambda slurm: slurm.tell("7", "a `b` 'c' \"d\""),
     "comment": lambda slurm: slurm.set_comment("7", "x=y z"),
+    "nice": lambda slurm: slurm.set_nice("7_2", -5),
+    "reserve": lambda slurm: slurm.reserve("x", ["n2", "n1"]),
+    "unreserve": lambda slurm: slurm.unreserve("x"),
 }
 
 

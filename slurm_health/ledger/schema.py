@@ -93,6 +93,10 @@ victims = sa.Table(
     sa.Column("settled", sa.Float, nullable=False, default=0.0, index=True),
     sa.Column("outcome", sa.Text, nullable=False, default=""),
     sa.Column("tries", sa.Integer, nullable=False, default=0),
+    # Its own nice value, and the one that puts it first in the queue; equal where it is not put there.
+    sa.Column("nice", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("lifted", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("placed", sa.Float, nullable=False, server_default="0"),
     sa.UniqueConstraint("job", "restarts", "life", name="each_run_once"),
 )
 

@@ -71,6 +71,18 @@ class Slurm(Protocol):
     async def start_now(self, label: str) -> None:
         """Ends the two-minute wait of a requeued job. Lost without a word while the job is COMPLETING."""
 
+    async def standing(self, label: str) -> tuple[int, int]:
+        """The job's priority and its nice value, which is taken off it."""
+
+    async def set_nice(self, label: str, nice: int) -> None:
+        """Of a heterogeneous job all components get it."""
+
+    async def reserve(self, name: str, nodes: Iterable[str]) -> None:
+        """Start no other job on these nodes, for a minute at most. What runs there goes on."""
+
+    async def unreserve(self, name: str) -> None:
+        """No such reservation is no error."""
+
     async def tell(self, label: str, text: str) -> None:
         """A line in the batch job's stderr."""
 

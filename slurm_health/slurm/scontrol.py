@@ -39,11 +39,13 @@ JOB_FIELDS = (
     "EndTime",
     "NodeList",
 )
+STANDING_FIELDS = ("PriorityLong", "Nice")
 NODE_FIELDS = ("NodeList", "StateComplete", "Timestamp", "NodeAddr", "Reason")
 NO_REASON = "none"  # what sinfo prints where there is none
 AT_ONCE = 8  # commands under way; more would only keep slurmctld and the host's cores from the first ones
 # What squeue says when no job has the id: not an error to us. Same words in 22.05 to 26.05.
 NO_SUCH_JOB = "Invalid job id specified"
+NO_SUCH_RESERVATION = "Requested reservation is invalid"
 RELEASE = re.compile(r"(\d+)\.(\d+)")
 SILENT = (
     "Unable to contact slurm controller",
@@ -240,12 +242,12 @@ class Commands:
 
     async def _jobs(self, *which: str) -> list[Job]:
         try:
-            out = await self._run("squeue", "-h", "-t", "all", *which, "-O", _format(JOB_FIELDS))
+            out = await self._run("squeue", "-h", "-r", "-t", "all", *which, "-O", _format(JOB_FIELDS))
         except Rejected as error:
             if NO_SUCH_JOB in str(error):
                 return []
             raise
-        # Pending tasks of an array share one line whose id is the array's; they hold no node and no card.
+        # -r: without it pending tasks of an array share one line, those on their way back among them.
         return [job(line) for line in out.splitlines() if line.count("|") == len(JOB_FIELDS)]
 
     async def jobs(self, ids: Iterable[int]) -> dict[int, Job]:
@@ -280,6 +282,27 @@ class Commands:
 
     async def start_now(self, label: str) -> None:
         await self._run("scontrol", "update", f"JobId={label}", "StartTime=now")
+
+    async def standing(self, label: str) -> tuple[int, int]:
+        lines = await self._run("squeue", "-h", "-t", "all", "-j", label, "-O", _format(STANDING_FIELDS))
+        if not lines:
+            raise Rejected(f"{label}: {NO_SUCH_JOB}")
+        priority, nice, *_ = lines.split("|", 2)
+        return int(priority), int(nice)
+
+    async def set_nice(self, label: str, nice: int) -> None:
+        await self._run("scontrol", "update", f"JobId={label}", f"Nice={nice}")
+
+    async def reserve(self, name: str, nodes: Iterable[str]) -> None:
+        where = ("Users=root", f"Nodes={NodeSet.fromlist(list(nodes))}", "StartTime=now", "Duration=1")
+        await self._run("scontrol", "create", f"ReservationName={name}", *where, "Flags=IGNORE_JOBS")
+
+    async def unreserve(self, name: str) -> None:
+        try:
+            await self._run("scontrol", "delete", f"ReservationName={name}")
+        except Rejected as error:
+            if NO_SUCH_RESERVATION not in str(error):
+                raise
 
     async def tell(self, label: str, text: str) -> None:
         await self._run("scontrol", "notify", label, text)

@@ -21,7 +21,18 @@ from pathlib import Path
 
 from slurm_health import cli
 
-CHANGES = ("drain", "resume", "requeue", "release", "start_now", "tell", "set_comment")
+CHANGES = (
+    "drain",
+    "resume",
+    "requeue",
+    "release",
+    "start_now",
+    "tell",
+    "set_comment",
+    "set_nice",
+    "reserve",
+    "unreserve",
+)
 
 
 class Ordeal:

@@ -34,6 +34,14 @@ SENSED = {
     "decision refuse",
     "verdict bad",
 }
+PLACE = {
+    "ledger intend lift",
+    "slurm set_nice",
+    "ledger settle lift done",
+    "ledger intend lower",
+    "ledger settle lower done",
+}
+NODES = {"ledger intend keep", "slurm reserve", "slurm unreserve", "ledger settle keep done"}
 STORY = {"ledger intend tell", "slurm tell", "ledger settle tell done", "slurm set_comment"}
 
 
@@ -50,7 +58,7 @@ class Ordeal:
 
     def over(self, steps):
         """Wait until all has come to its end and these steps were gone through; the incident."""
-        self.cluster.until(lambda: self._left(steps), [])
+        self.cluster.until(lambda: self._left(steps), [], 120)
         [found] = self.cluster.incidents()
         return found
 
@@ -110,6 +118,8 @@ def all_was_done_once(cluster, incident, job, node, code, back="requeue"):
     assert status["drained"] == node
     assert [(one["node"], one["refusing"]) for one in status["troubled"]] == [(node, True)]
     cluster.until(lambda: cluster.verdict(node), "bad")
+    assert int(cluster.ask("squeue", "-h", "-j", job, "-O", "Nice")) == 0
+    assert cluster.ask("scontrol", "show", "reservation") == "No reservations in the system"
     said = cluster.log("ctld/slurmctld.log")
     assert re.findall("update_node: node (.*) state set to (.{5})", said) == [(node, "DRAIN")]
     assert said.count(f"Requeuing JobId={job}") == 1
@@ -117,14 +127,14 @@ def all_was_done_once(cluster, incident, job, node, code, back="requeue"):
 
 @pytest.mark.parametrize("kill", [False, True], ids=["lives_on", "dies_with_it"])
 def test_the_controller_dies_after_each_step(cluster, kill):
-    job = cluster.running("sleep 300", "--gpus=8")
-    [node] = cluster.nodes_of(job)
+    job = cluster.running("sleep 300", *(["--gpus=8"] if kill else ["-N2", "--gpus-per-node=8"]))
+    node = cluster.nodes_of(job)[0]
     with ordeal(cluster, "controller") as controller:
         # An attempt that a crash has cut short must not be what makes the next one ours.
         controller.begin({"ledger intend drain", "ledger intend requeue"} if kill else ())
         code = cluster.xid(node, kill=kill)
         requeue = "slurm requeue" if kill else "slurm requeue incomplete"
-        incident = controller.over(DRAIN | REQUEUE | STORY | {requeue})
+        incident = controller.over(DRAIN | REQUEUE | STORY | PLACE | {requeue} | (set() if kill else NODES))
         all_was_done_once(cluster, incident, job, node, code)
     [note] = [text for text in comment(cluster, job).split("; slurm-health: ") if text]
     assert f"{code}(" in note
@@ -138,7 +148,9 @@ def test_slurmctld_does_late_what_we_gave_up(cluster):
     """No answer in time does not mean that nothing was done. All is done once nevertheless."""
     job = cluster.running("sleep 300", "--gpus=8")
     [node] = cluster.nodes_of(job)
-    changes = {"slurm drain", "slurm requeue", "slurm start_now", "slurm tell", "slurm set_comment"}
+    changes = {
+        f"slurm {what}" for what in ("drain", "requeue", "start_now", "set_nice", "tell", "set_comment")
+    }
     how = f"stall:{cluster.box.pid('slurmctld')}"
     with ordeal(cluster, "controller", how, '[slurm]\ndeadline = "500ms"') as controller:
         controller.begin()
