@@ -25,6 +25,7 @@ from slurm_health.model import Card, Hurt, Incident, Node, Severity
 from slurm_health.outage import Outage
 from slurm_health.policy import Do
 from slurm_health.rescue import Fault, Rescue
+from slurm_health.silence import Silence
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
 from slurm_health.wire import Decision, Malformed, NodeReport
 
@@ -74,6 +75,7 @@ class Controller:
         self.rescue = Rescue(config, ledger, slurm, self.out, self.outage)  # `out` is shared
         self.cards: dict[str, tuple[Card, ...]] = {}
         self.reported: dict[str, tuple[float, str]] = {}  # node -> when, verdict
+        self.silence = Silence(config, ledger, slurm, self.rescue, self.outage, self.reported, self.cards)
         self.heard: dict[str, tuple[str, int]] = {}  # node -> its daemon's life, number of its last report
         self.decisions: dict[str, Decision] = {}
         self.changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -102,6 +104,7 @@ class Controller:
             raise Malformed(f"{report.node}: a later report was heard before this one")
         report = _in_our_time(report, time.time())
         self.heard[report.node] = report.life, report.number
+        self.silence.heard(report)
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
         changed = self.ledger.take(report, time.time())
@@ -163,6 +166,7 @@ class Controller:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             group.create_task(self.rescue.follow())
+            group.create_task(self.silence.follow())
             group.create_task(self._keep_house())
 
     async def _watch(self) -> None:

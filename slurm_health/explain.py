@@ -45,7 +45,7 @@ ELSEWHERE = {
         "the node's daemon has not reported to the controller",
         "the controller: no report for longer than its limit (a report comes at least every 30 s)",
         "recorded as a warning; it never acts by itself",
-        "left alone",
+        "left alone; where Slurm gives the node up, too, and requeues them, their two minutes' wait is ended",
         "Look at slurm-health on the node (systemctl status slurm-health-node) and at the network between.",
     ),
     "SLURM_UNREACHABLE": (

@@ -133,10 +133,18 @@ class Rescue:
             self.ledger.would(incident.id, "requeue", job.label, why, time.time())
         return False
 
-    def _note(self, incident: Incident, job: Job, restarts: int, refused: float = 0.0) -> bool:
+    def adopt(self, number: int, job: Job, restarts: int) -> None:
+        """Follow a job that Slurm itself has requeued for what this incident tells."""
+        if incident := self.ledger.incident(number):
+            self._note(incident, job, restarts, requeued=time.time())
+            self.wake()
+
+    def _note(
+        self, incident: Incident, job: Job, restarts: int, refused: float = 0.0, requeued: float = 0.0
+    ) -> bool:
         if job.label.isdigit():  # a heterogeneous job is brought back as a whole, whatever part was touched
             job = replace(job, id=int(job.label))
-        return self.ledger.touch(incident, job, restarts, refused, time.time())
+        return self.ledger.touch(incident, job, restarts, refused, time.time(), requeued)
 
     def suspect(self, job: int, *more: Hurt) -> str:
         """Why a job is suspect of breaking nodes itself, these faults counted too; "" when it is not."""

@@ -26,7 +26,7 @@ from typing import Any
 from aiohttp import web
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-from slurm_health import __version__, connections, systemd, wire
+from slurm_health import __version__, connections, silence, systemd, wire
 from slurm_health.config import Config
 from slurm_health.connections import Connection, Register
 from slurm_health.controller import Controller, running
@@ -36,7 +36,6 @@ from slurm_health.slurm import SlurmError
 
 log = logging.getLogger(__name__)
 
-SILENT = 3 * wire.HEARTBEAT  # seconds without a word after which a node is called silent
 ADDRESSES = 300.0  # seconds that a resolved node address is believed
 RESOLVE = 2.0  # seconds that one may take to be resolved
 LISTING = 1000  # incidents in one answer
@@ -343,7 +342,7 @@ class Door:
         by_node: dict[str, list[Any]] = {}
         for one in incidents:
             by_node.setdefault(one.node, []).append(one)
-        silent = sorted(name for name in nodes if now - heard.get(name, controller.began) > SILENT)
+        silent = sorted(name for name in nodes if now - heard.get(name, controller.began) > silence.SILENT)
         if silent:
             worst = max(worst, Severity.WARNING)
         out = {row.name: row for row in self.ledger.out_by_us()}

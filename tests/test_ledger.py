@@ -985,6 +985,7 @@ def test_a_migration_that_breaks_off_leaves_all_as_it_was(ledger: Ledger, file: 
 
 CALLS: dict[str, Callable[[Ledger, Incident], object]] = {
     "take": lambda ledger, _: ledger.take(report(replace(XID, moment="b/2")), T),
+    "raised": lambda ledger, _: ledger.raised("n1", replace(LINK, code="NODE_SILENT", moment="silent"), T),
     "acknowledge": lambda ledger, _: ledger.acknowledge([1, 2], T),
     "close": lambda ledger, _: ledger.close(2, "alice", T),
     "hold": lambda ledger, _: ledger.hold(1, "paused"),

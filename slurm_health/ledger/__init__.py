@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from slurm_health.ledger.schema import actions, evidence, incidents, nodes, pauses, touches, victims
 from slurm_health.ledger.store import LedgerError, LedgerLost, Store, WrongLedger
-from slurm_health.model import Hurt, Incident, Job, Severity, Urgency, Victim
+from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency, Victim
 from slurm_health.wire import NodeReport
 
 __all__ = ["NO_ANSWER", "Ledger", "LedgerError", "LedgerLost", "WrongLedger"]
@@ -97,6 +97,14 @@ class Ledger(Store):
                 _update(connection, incidents, row.id, cleared=now, **done)
         self.told[report.node] = said
         return changed
+
+    def raised(self, node: str, finding: Finding, now: float) -> int:
+        """Open or repeat an incident that the controller itself found; its number. It clears with the node's
+        next report."""
+        self.told.pop(node, None)
+        with self.transaction() as connection:
+            told = sa.select(evidence.c.incident).filter_by(node=node, moment=finding.moment)
+            return int(connection.scalar(told) or self._open(connection, node, finding, now))
 
     def unknown(self, node: str, standing: Sequence[str]) -> list[str]:
         """Those of a node's standing moments that were never told here: by a ledger that was lost they were,
@@ -354,8 +362,11 @@ class Ledger(Store):
 
     # Jobs
 
-    def touch(self, incident: Incident, job: Job, restarts: int, refused: float, now: float) -> bool:
-        """Note that the fault touches this run of the job; whether that was news."""
+    def touch(
+        self, incident: Incident, job: Job, restarts: int, refused: float, now: float, requeued: float = 0.0
+    ) -> bool:
+        """Note that the fault touches this run of the job; whether that was news. `requeued`: when Slurm had
+        requeued it for that by itself."""
         with self.transaction() as connection:
             if job.completing and restarts == job.restarts:
                 # Slurm counts a requeue before the run that it ends has left the node: that is no new run.
@@ -385,12 +396,15 @@ class Ledger(Store):
                         since=incident.since,
                         touched=now,
                         refused=refused,
+                        requeued=requeued,
                     ),
                 )
             else:
                 number = same.id
                 if refused and not same.refused:  # its story is not at the end that it seemed to have
                     _update(connection, victims, number, refused=refused, settled=0.0, outcome="")
+                if requeued and not same.requeued:
+                    _update(connection, victims, number, requeued=requeued, settled=0.0, outcome="")
                 if same.urgency != Urgency.NOW and incident.job is Urgency.NOW and not same.settled:
                     _update(connection, victims, number, urgency=str(Urgency.NOW), since=incident.since)
             linked = connection.scalar(

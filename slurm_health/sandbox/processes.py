@@ -37,7 +37,7 @@ def job_processes(layout: Layout, node: str, whole_host: bool = False) -> list[i
                     found.add(process.pid)
         except psutil.Error:
             continue
-    return sorted(found - _step_daemons(log))
+    return sorted(found - step_daemons(log))
 
 
 def strays(layout: Layout) -> list[tuple[int, int]]:
@@ -62,7 +62,8 @@ def strays(layout: Layout) -> list[tuple[int, int]]:
     return [(pid, born) for pid, born in found.items() if born is not None and pid not in mine]
 
 
-def _step_daemons(log: str) -> set[int]:
+def step_daemons(log: str) -> set[int]:
+    """The step daemons whose log begins with `log`: a node's slurmd.log, or "" for all of this host."""
     return {process.pid for process in psutil.process_iter() if _is_step_daemon(process, log)}
 
 

@@ -40,6 +40,7 @@ class Ordeal:
 
     def __init__(self, path):
         self.path = Path(path)
+        self.turn = threading.RLock()  # no thread dies between another's step and its note of it
 
     def first(self, kind):
         """Whether it is to happen at this step: for the first time at one of its kind."""
@@ -52,18 +53,20 @@ class Ordeal:
 
     def die(self, *kinds):
         """A step was done, or several at once."""
-        if sum(self.first(kind) for kind in kinds):
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self.turn:
+            if sum(self.first(kind) for kind in kinds):
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after(owner, name, then):
+def after(owner, name, then, turn=contextlib.nullcontext()):  # noqa: B008 (it holds nothing)
     """Have `then(result, *arguments)` called when a method has returned."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
     def wrapped(*arguments, **named):
-        result = method(*arguments, **named)
-        then(result, *arguments, **named)
+        with turn:
+            result = method(*arguments, **named)
+            then(result, *arguments, **named)
         return result
 
     setattr(owner, name, wrapped)
@@ -195,7 +198,7 @@ def die_as_node(ordeal):
             ordeal.die("report answered")
 
     after(KernelLog, "read", read)
-    after(Spool, "add", added)
+    after(Spool, "add", added, ordeal.turn)
     after(Spool, "receipted", receipted)
     after(VerdictFile, "write", written)
     after(node.NodeDaemon, "_save", lambda _, __, name, ___: ordeal.die(f"saved {name}"))
