@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from slurm_health.model import Reading, Report, Value
+from slurm_health import gpus
+from slurm_health.gpus import Facts
+from slurm_health.model import Reading, Report
 
-Facts = dict[str, Value]
 Devices = Mapping[str, Facts]
 KINDS = ("gpus", "ports", "nics")
 
@@ -46,7 +47,7 @@ class Expectations:
 class Baseline:
     """What was learned: by device, its facts. `boot` is the boot that the error counts belong to.
 
-    A GPU's facts: uuid, minor, boot (when its UUID was learned), ecc (uncorrected errors at first sight).
+    A GPU's facts stand in gpus.py.
     A port's: rate (Gb/s), layer, pci. A NIC's: speed (Mb/s), pci.
     """
 
@@ -129,7 +130,8 @@ def learn(baseline: Baseline, report: Report, sick: Iterable[str] = ()) -> tuple
     facts = _by_device(report.readings)
     ill = set(sick)
     if report.probe == "gpu" and not {"", "*"} & ill:
-        return _learn_gpus(baseline, facts, ill)
+        known, notes = gpus.learn(baseline.gpus, facts, ill, baseline.boot)
+        return baseline if known == baseline.gpus else replace(baseline, gpus=known), notes
     if report.probe == "infiniband":
         return _learn_ports(baseline, facts, ill)
     if report.probe == "nic":
@@ -142,41 +144,6 @@ def _by_device(readings: Iterable[Reading]) -> dict[str, Facts]:
     for reading in readings:
         facts.setdefault(reading.device, {})[reading.name] = reading.value
     return facts
-
-
-def _learn_gpus(
-    baseline: Baseline, facts: dict[str, Facts], sick: set[str]
-) -> tuple[Baseline, tuple[str, ...]]:
-    if facts.get("", {}).get("gpu.driver") != "ok":
-        return baseline, ()
-    gpus = dict(baseline.gpus)
-    notes = []
-    for device, seen in facts.items():
-        uuid = seen.get("gpu.uuid")
-        if uuid is None or seen.get("gpu.lost") is not False or device in sick:
-            continue
-        known = gpus.get(device)
-        if known and known.get("uuid") != uuid and known.get("boot") == baseline.boot:
-            continue  # no GPU changes while the machine runs: not believed before the next boot
-        errors = seen.get("gpu.ecc_uncorrected")
-        new: Facts = {"uuid": uuid, "boot": baseline.boot}
-        if "gpu.minor" in seen:
-            new["minor"] = seen["gpu.minor"]
-        if isinstance(errors, int):
-            before = known.get("ecc") if known and known.get("uuid") == uuid else None
-            new["ecc"] = min(errors, before) if isinstance(before, int) else errors
-        elif known and "ecc" in known:
-            new["ecc"] = known["ecc"]
-        if known and known.get("uuid") != uuid:
-            notes.append(f"GPU {device} was replaced: {known.get('uuid')} -> {uuid}")
-        for other, its in list(gpus.items()):
-            if other != device and its.get("uuid") == uuid:
-                notes.append(f"GPU {uuid} moved: {other} -> {device}")
-                del gpus[other]
-        if known is None:
-            notes.append(f"GPU {device} ({uuid}) is new")
-        gpus[device] = new
-    return baseline if gpus == baseline.gpus else replace(baseline, gpus=gpus), tuple(notes)
 
 
 def _learn_ports(
@@ -242,7 +209,7 @@ def _renamed(known: dict[str, Facts], device: str, new: Facts, facts: Mapping[st
 def expect(baseline: Baseline | None, expectations: Expectations, report: Report) -> tuple[Reading, ...]:
     """A report's readings, without ignored devices, and what they mean beside the baseline.
 
-    `gpu.missing`, `gpu.ecc_risen` (errors since first sight), `gpu.ecc_before`; `infiniband.down`,
+    Of GPUs those of gpus.py; `infiniband.down`,
     `.never_up`, `.slow`, `.missing`; `nic.down`, `.degraded`, `.slow`, `.missing`. States are True or False
     (a good reading ends a finding); what cannot be told is absent. None for a baseline: none is remembered.
     """
@@ -253,55 +220,12 @@ def expect(baseline: Baseline | None, expectations: Expectations, report: Report
     known = baseline or Baseline()
     derived: Iterable[Reading] = ()
     if report.probe == "gpu":
-        derived = _expect_gpus(known, expectations, facts, readings)
+        derived = gpus.expect(known.gpus, expectations.gpus, facts, readings)
     elif report.probe == "infiniband":
         derived = _expect_ports(known, expectations, facts)
     elif report.probe == "nic":
         derived = _expect_nics(known, expectations, facts)
     return (*readings, *(one for one in derived if not expectations.ignored(one.device)))
-
-
-def _expect_gpus(
-    baseline: Baseline, expectations: Expectations, facts: dict[str, Facts], readings: tuple[Reading, ...]
-) -> Iterator[Reading]:
-    if facts.get("", {}).get("gpu.driver") != "ok":
-        return
-    words = {one.device: one.evidence for one in readings if one.name == "gpu.lost" and one.value is True}
-    answering = {device for device, seen in facts.items() if seen.get("gpu.lost") is False}
-    uuids = {facts[device].get("gpu.uuid") for device in answering}
-    gone: dict[str, str] = {device: f"NVML: {evidence}" for device, evidence in words.items() if device}
-    for device, its in baseline.gpus.items():
-        if device not in answering and device not in gone and its.get("uuid") not in uuids:
-            bus = "still on PCI" if facts.get(device, {}).get("gpu.on_pci") else "no longer on PCI"
-            gone[device] = f"{its.get('uuid')} does not answer, {bus}"
-    wanted = expectations.gpus
-    short = 0 if wanted is None else wanted - len(answering)
-    if short > len(gone):
-        silent = [
-            device for device, seen in facts.items() if seen.get("gpu.on_pci") and device not in answering
-        ]
-        for device in silent:
-            if len(gone) < short and device not in gone:
-                gone[device] = f"on PCI, but not known to the driver; {wanted} GPUs are configured"
-    for device in sorted(answering | gone.keys()):
-        yield Reading("gpu.missing", device, device in gone, gone.get(device, ""))
-    if wanted is not None or "" in words:
-        # those that cannot be named
-        unnamed = short > len(gone) or ("" in words and not gone)
-        evidence = f"{len(answering)} of {wanted} GPUs" if short > 0 else f"NVML: {words.get('', '')}"
-        yield Reading("gpu.missing", "", unnamed, evidence if unnamed else "")
-    for device in sorted(answering):
-        count = facts[device].get("gpu.ecc_uncorrected")
-        if not isinstance(count, int):
-            continue
-        first = baseline.gpus.get(device, {}).get("ecc")
-        if isinstance(first, int):
-            risen = max(0, count - first)
-            yield Reading("gpu.ecc_risen", device, risen, f"{risen} uncorrected errors since this boot")
-        before = first if isinstance(first, int) else count
-        yield Reading(
-            "gpu.ecc_before", device, min(before, count), f"{before} uncorrected errors when first seen"
-        )
 
 
 def _expect_ports(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm_health.model import Card, Reading
+from slurm_health.model import Card, Reading, Value
 
 KEEP = 900.0  # seconds that an ended card stays: three times MinJobAge's default
 LARGEST = 4096  # bytes; a card is some hundred
@@ -130,6 +130,46 @@ def ranks(
         run: {device: tuple(sorted(those)[:RANKS]) for device, those in by_device.items()}
         for run, by_device in found.items()
     }
+
+
+def leftovers(runs: Iterable[Card], gpus: Iterable[Reading], whose: Iterable[Reading]) -> Iterator[Reading]:
+    """What is still on GPUs that no living job holds: `gpu.leftover`, and `gpu.leftover_memory` (MiB in use
+    without any process). `gpus` are NVML's readings, `whose` those of the `process` probe.
+
+    Where a living job's GPUs are not known, or with MIG on, nothing can be told. Processes of root are the
+    machine's own. Without any run nobody knows whether there are cards at all.
+    """
+    seen: dict[str, dict[str, Value]] = {}
+    for one in gpus:
+        seen.setdefault(one.device, {})[one.name] = one.value
+    said: dict[tuple[str, int], dict[str, Value]] = {}
+    for one in whose:
+        said.setdefault((one.device, one.pid), {})[one.name] = one.value
+    runs = list(runs)
+    living = [run for run in runs if not run.ended]
+    for device, its in seen.items():
+        count = its.get("gpu.processes")
+        if not isinstance(count, int) or its.get("gpu.mig") is True:
+            continue
+        held = any(device in (run.devices or ()) for run in living)
+        if count == 0 or held:
+            yield Reading("gpu.leftover", device, False)
+        if held:
+            yield Reading("gpu.leftover_memory", device, 0)
+        elif runs and not any(run.devices is None for run in living):
+            left = {
+                pid: of for (where, pid), of in said.items() if where == device and of["process.uid"] != 0
+            }
+            if count:
+                yield Reading("gpu.leftover", device, bool(left), "; ".join(map(_whose, left, left.values())))
+            if isinstance(used := its.get("gpu.memory_used"), int):
+                words = f"{used} MiB in use by no process"
+                yield Reading("gpu.leftover_memory", device, 0 if count else used, words)
+
+
+def _whose(pid: int, its: Mapping[str, Value]) -> str:
+    job = f", job {its['process.job']}" if "process.job" in its else ""
+    return f"pid {pid} ({its.get('process.name', '?')}) of uid {its['process.uid']}{job}"
 
 
 def dated(

@@ -83,6 +83,7 @@ class NodeDaemon:
             for device, its in self.baseline.gpus.items()
             if isinstance(minor := its.get("minor"), int) and its.get("boot") == self.boot
         }
+        self.boards: tuple[Reading, ...] = ()  # NVML's last
         self.held: dict[tuple[int, int], tuple[str, ...] | None] = {}  # (job, restarts) -> its GPUs
         self.ranks: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}  # the same -> GPU -> ranks seen
         self.turned_away: set[tuple[int, int]] = set()
@@ -240,13 +241,16 @@ class NodeDaemon:
     def _report(self, report: Report) -> None:
         """A probe came back: learn, judge, and say what is new."""
         self.unseen.discard(report.probe)
-        if report.probe == "process":
+        if report.probe == "process" and not report.error:
             self._seat(report.readings)
         elif report.probe == "gpu":
+            self.boards = report.readings
             running = [one for one in report.readings if one.name == "gpu.process"]
             if running:
                 look = partial(process.process, self.host, running)
                 self.runner.start("process", look, PROCESS_DEADLINE, time.monotonic())
+            else:
+                self._seat(())
             if any(one.name == "gpu.driver" and one.value != "ok" for one in report.readings):
                 # Whether it is a fault or a driver being reloaded shows sooner when asked more often.
                 self.gpu_due = min(self.gpu_due, time.monotonic() + RETRY)
@@ -276,7 +280,10 @@ class NodeDaemon:
         self._judge(baseline.expect(self.baseline, self.expectations, report))
 
     def _seat(self, processes: Iterable[Reading]) -> None:
-        """Remember which ranks sit on which GPU: when it fails, they are gone and cannot be asked."""
+        """Remember which ranks sit on which GPU: when it fails, they are gone and cannot be asked. And see
+        who sits where nobody should."""
+        processes = tuple(processes)
+        self._judge(cards.leftovers(self._cards(time.time()), self.boards, processes))
         with self.lock:
             for run, seen in cards.ranks(self.cards.read(uptime()), processes).items():
                 if run in self.held:

@@ -1,6 +1,7 @@
 """GPUs: what NVML says, what it does not, and the process it lives in when it fails, hangs or dies."""
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nodes
 import pytest
@@ -17,7 +19,10 @@ import slurm_health
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report, Value
-from slurm_health.probes.gpu import GRACE, PATIENCE, Library, Worker, _Process, _started, pci
+from slurm_health.probes.gpu import Worker, pci
+from slurm_health.probes.gpu.board import SLOW, Board
+from slurm_health.probes.gpu.library import Library
+from slurm_health.probes.gpu.worker import GRACE, PATIENCE, _Process, _started
 from slurm_health.probes.nvidia import address, recovery_action
 
 SOURCE = Path(slurm_health.__file__).parent / "sandbox/nvml.c"
@@ -101,17 +106,23 @@ def test_a_healthy_node(worker: Worker) -> None:
     assert report.error == ""
     seen = facts(report)
     assert seen["gpu.driver", ""] == "ok"
-    assert {key[0].removeprefix("gpu."): value for key, value in seen.items() if key[1] == GPUS[1]} == {
-        "uuid": "GPU-1",
-        "minor": 1,
-        "lost": False,
-        "ecc_uncorrected": 0,
-        "remap_pending": False,
-        "remap_failed": False,
-        "recovery_action": "none",
-        "on_pci": True,
-        "kernel_driver": "nvidia",
-    }
+    assert seen["gpu.driver_version", ""] == "570.1"
+    assert {key[0].removeprefix("gpu."): value for key, value in seen.items() if key[1] == GPUS[1]} == (
+        {"uuid": "GPU-1", "serial": "1651", "name": "NVIDIA H100", "vbios": "96.00.89.00.01", "minor": 1}
+        | {"lost": False, "on_pci": True, "kernel_driver": "nvidia", "recovery_action": "none"}
+        | {"ecc_uncorrected": 0, "ecc_aggregate": 0, "sram_threshold": False}
+        | {"remap_pending": False, "remap_failed": False}
+        | {"pages_pending": False, "pages_retired": 0, "fan_failed": False}
+        | {"persistence": True, "mig": False, "ecc": True}
+        | {"nvlinks_up": ",".join(map(str, range(18))), "nvlinks_down": ""}
+        | {"nvlink_crc": 0, "nvlink_replay": 0, "nvlink_recovery": 0}
+        | {"fabric": "completed", "fabric_health": "healthy"}
+        | {"temperature": 34, "memory_temperature": 39}
+        | {"slowdown_margin": 58, "shutdown_margin": 61, "memory_margin": 56}
+        | {"hw_thermal": False, "hw_power_brake": False, "hw_slowdown": False, "sw_thermal": False}
+        | {"pcie_generation": 5, "pcie_generation_max": 5, "pcie_width": 16, "pcie_width_max": 16}
+        | {"pcie_replay": 0, "pstate": 0, "utilization": 0, "memory_used": 0, "processes": 0}
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,25 +134,152 @@ def test_a_healthy_node(worker: Worker) -> None:
         ("set 1 recovery 4", "gpu.recovery_action", "drain_and_reset"),
         ("set 1 recovery 42", "gpu.recovery_action", "unknown_42"),
         ("set 1 lost 1", "gpu.lost", True),
+        ("set 1 ecc-aggregate 9", "gpu.ecc_aggregate", 9),
+        ("set 1 sram-threshold 1", "gpu.sram_threshold", True),
+        ("set 1 retired-pending 1", "gpu.pages_pending", True),
+        ("set 1 retired-dbe 12", "gpu.pages_retired", 12),
+        ("set 1 nvlinks-down 136", "gpu.nvlinks_down", "3,7"),
+        ("link 1 5 crc 4", "gpu.nvlink_crc", 4),
+        ("link 1 5 replay 5", "gpu.nvlink_replay", 5),
+        ("link 1 5 recovery 6", "gpu.nvlink_recovery", 6),
+        ("set 1 throttle 72", "gpu.hw_thermal", True),
+        ("set 1 throttle 136", "gpu.hw_power_brake", True),
+        ("set 1 throttle 8", "gpu.hw_slowdown", True),
+        ("set 1 throttle 36", "gpu.sw_thermal", True),
+        ("set 1 temperature 91", "gpu.slowdown_margin", 1),
+        ("set 1 temperature 91", "gpu.shutdown_margin", 4),
+        ("set 1 memory-temperature 97", "gpu.memory_margin", -2),
+        ("set 1 fan -1", "gpu.fan_failed", True),
+        ("set 1 link-width 8", "gpu.pcie_width", 8),
+        ("set 1 link-gen 1", "gpu.pcie_generation", 1),
+        ("set 1 replay 67", "gpu.pcie_replay", 67),
+        ("set 1 fabric 2", "gpu.fabric", "in_progress"),
+        ("set 1 fabric-status 999", "gpu.fabric", "failed"),
+        ("set 1 fabric-mask 410", "gpu.fabric_health", "unhealthy route"),
+        ("set 1 persistence 0", "gpu.persistence", False),
+        ("set 1 mig 1", "gpu.mig", True),
+        ("vbios 1 96.00.74.00.0D", "gpu.vbios", "96.00.74.00.0D"),
+        ("set 1 memory-used 2147483648", "gpu.memory_used", 2048),
+        ("process 1 77 1073741824", "gpu.process", 77),
     ],
 )
 def test_what_is_wrong_is_read(machine: Machine, worker: Worker, line: str, name: str, value: Value) -> None:
     get(worker)
     machine.set(line)
-    seen = facts(get(worker))
+    for _ in range(SLOW):  # some of it is not asked each time
+        seen = facts(get(worker))
+        if seen.get((name, GPUS[1])) == value:
+            break
     assert seen[name, GPUS[1]] == value
-    assert seen[name, GPUS[0]] != value
+    assert seen.get((name, GPUS[0])) != value
+
+
+def own(report: Report, device: str = GPUS[0]) -> dict[str, Value]:
+    return {name: value for (name, where), value in facts(report).items() if where == device}
+
+
+def test_a_hardware_slowdown_that_has_a_reason_is_told_once(machine: Machine, worker: Worker) -> None:
+    machine.set("set 0 throttle 72")
+    seen = own(get(worker))
+    assert (seen["gpu.hw_thermal"], seen["gpu.hw_slowdown"]) == (True, False)
+
+
+def test_the_load_and_the_admin_do_not_throttle(machine: Machine, worker: Worker) -> None:
+    machine.set(f"set 0 throttle {0x1 | 0x2 | 0x4 | 0x10 | 0x100}")
+    seen = own(get(worker))
+    assert not any(
+        seen[f"gpu.{name}"] for name in ("hw_thermal", "hw_power_brake", "hw_slowdown", "sw_thermal")
+    )
+
+
+def test_limits_relative_to_the_boards_own_as_from_ada_on(machine: Machine, worker: Worker) -> None:
+    machine.set("set 0 margin 56", "set 0 slowdown-margin -2", "set 0 shutdown-margin -8")
+    seen = own(get(worker))
+    assert (seen["gpu.slowdown_margin"], seen["gpu.shutdown_margin"]) == (58, 64)
+
+
+def test_link_errors_name_the_links(machine: Machine, worker: Worker) -> None:
+    machine.set("link 0 3 crc 12", "link 0 17 crc 1")
+    [crc] = [one for one in get(worker).readings if one.name == "gpu.nvlink_crc" and one.device == GPUS[0]]
+    assert (crc.value, crc.evidence) == (13, "by link 3: 12, 17: 1")
+
+
+def test_links_as_boards_before_hopper_tell_of_them(machine: Machine, worker: Worker) -> None:
+    machine.set(
+        "set 0 nvlinks 12", "set 0 nvlinks-down 2", "link 0 3 crc 12",
+        *(f"fail field{n} -1 {NOT_SUPPORTED}" for n in (161, 162, 163, 165)),
+    )  # fmt: skip
+    seen = own(get(worker))
+    assert (seen["gpu.nvlinks_down"], seen["gpu.nvlink_crc"], seen["gpu.nvlink_recovery"]) == ("1", 12, 0)
+
+
+def test_an_older_fabric_call(machine: Machine, worker: Worker) -> None:
+    machine.set("set 0 fabric-summary -1000", f"fail nvmlDeviceGetGpuFabricInfoV 1 {13}")
+    report = get(worker)
+    assert own(report)["gpu.fabric_health"] == "healthy"
+    assert own(report, GPUS[1])["gpu.fabric"] == "completed"
+    assert "gpu.fabric_health" not in own(report, GPUS[1])
+
+
+def test_a_plain_board_has_no_reading_of_what_it_lacks(machine: Machine, worker: Worker) -> None:
+    """A board for workstations: no ECC, NVLink, MIG, fabric, no memory sensor; a fan."""
+    lacks = ("memory-temperature", "memory-limit", "mig", "sram-threshold", "retired-pending")
+    machine.set(
+        *(f"set 0 {key} -1000" for key in lacks),
+        *("set 0 ecc 0", "set 0 nvlinks 0", "set 0 fabric 0", "set 0 fan 40"),
+    )
+    seen = own(get(worker))
+    assert seen["gpu.fan_failed"] is False
+    absent = (
+        "ecc_uncorrected",
+        "ecc_aggregate",
+        "sram",
+        "nvlink",
+        "fabric",
+        "memory_t",
+        "memory_m",
+        "mig",
+        "pages",
+    )
+    assert not [name for name in seen if name.removeprefix("gpu.").startswith(absent)]
+
+
+@pytest.mark.parametrize("code", [NOT_SUPPORTED, 13, 6, UNKNOWN])
+def test_every_call_may_fail_by_itself(machine: Machine, worker: Worker, tmp_path: Path, code: int) -> None:
+    """Each call that a pass makes fails in turn: the others' readings stay, and none becomes zero."""
+    whole = own(get(worker))
+    calls = set(re.findall(r"nvmlDeviceGet\w+", SOURCE.read_text()))
+    calls -= {"nvmlDeviceGetCount_v2", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetPciInfo_v3"}
+    assert len(calls) > 30
+    for call in sorted(calls):
+        machine.set(f"fail {call} -1 {code}")
+        for _ in range(SLOW):  # then everything was asked again
+            report = get(worker)
+            assert driver(report) == "ok", call
+        seen = own(report)
+        assert not {name for name in seen if seen[name] != whole.get(name)} - {"gpu.fan_failed"}, call
+        machine.set()
 
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, 13, 6, UNKNOWN])
 def test_what_is_not_supported_is_no_reading_and_no_zero(machine: Machine, worker: Worker, code: int) -> None:
-    calls = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetFieldValues")
-    machine.set(*(f"fail {call} -1 {code}" for call in calls))
+    fields = (4, 6, 29, 30, 31, 38, 45, 52, 59, 82, 91, 94, 144, 145, 161, 162, 163, 165, 193, 194, 230)
+    machine.set(*(f"fail field{field} -1 {code}" for field in fields))
     report = get(worker)
     assert driver(report) == "ok"
-    assert {name for name, device in facts(report) if device == GPUS[0]} == {
-        "gpu.uuid", "gpu.minor", "gpu.lost", "gpu.on_pci", "gpu.kernel_driver",
-    }  # fmt: skip
+    assert not {name.removeprefix("gpu.") for name in own(report)} & {
+        *("ecc_uncorrected", "ecc_aggregate", "remap_pending", "remap_failed", "recovery_action"),
+        *("pages_pending", "pages_retired", "pcie_replay", "memory_temperature", "memory_margin"),
+        *("nvlink_crc", "nvlink_replay", "nvlink_recovery"),
+    }
+
+
+@pytest.mark.parametrize("number", [2**32 - 1, 2**64 - 1])
+def test_all_ones_are_no_reading(number: int) -> None:
+    answer = SimpleNamespace(valueType=3, value=SimpleNamespace(ullVal=number))  # UNSIGNED_LONG_LONG
+    assert Board._number(SimpleNamespace(nvml=Library("").nvml), answer) is None  # type: ignore[arg-type]
+    answer.value.ullVal = 7
+    assert Board._number(SimpleNamespace(nvml=Library("").nvml), answer) == 7  # type: ignore[arg-type]
 
 
 def test_a_gpu_lost_before_it_was_ever_seen(machine: Machine, worker: Worker) -> None:
@@ -251,7 +389,7 @@ def test_a_library_that_failed_is_initialised_anew() -> None:
 
     library.nvml = Nvml()
     assert [bool(library.ask()["error"]) for _ in range(3)] == [False, True, False]
-    assert calls == [
+    assert [name for name in calls if name != "nvmlSystemGetDriverVersion"] == [
         "nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetCount",
         "nvmlShutdown", "nvmlInit", "nvmlDeviceGetCount",
     ]  # fmt: skip

@@ -65,7 +65,9 @@ WORLD = {
 }
 
 
-@pytest.mark.parametrize("module", ["model", "policy", *sorted(below("rules")), "baseline", "duration"])
+@pytest.mark.parametrize(
+    "module", ["model", "policy", *sorted(below("rules")), "baseline", "gpus", "duration"]
+)
 def test_opinions_and_consequences_do_no_io(module: str) -> None:
     allowed = {"model": set[str](), "baseline": {"pathlib", "os"}}.get(module, set())
     assert {name.partition(".")[0] for name in imports(f"slurm_health.{module}")} & WORLD <= allowed
@@ -128,7 +130,7 @@ def test_only_the_command_line_knows_the_sandbox(module: str) -> None:
 
 
 LIBRARIES = {
-    "pynvml": {"probes.gpu"},
+    "pynvml": {"probes.gpu.library"},
     "sqlalchemy": below("ledger", "migrations"),
     "alembic": {"ledger.store", *below("migrations")},
     "aiohttp": {"web"},

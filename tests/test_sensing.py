@@ -92,6 +92,10 @@ def shape(found: tuple[Finding, ...]) -> list[tuple[str, str, Urgency]]:
         ({"fault": "remap-pending", "gpu": 3}, 0, "GPU_REMAP_PENDING", GPU3, Urgency.FINISH),
         ({"fault": "remap-failed", "gpu": 3}, 0, "GPU_REMAP_FAILED", GPU3, Urgency.FINISH),
         ({"fault": "recovery-action", "gpu": 3, "code": 2}, 0, "GPU_RECOVERY_ACTION", GPU3, Urgency.FINISH),
+        ({"fault": "retired", "gpu": 3}, 0, "GPU_PAGES_RETIRED", GPU3, Urgency.FINISH),
+        ({"fault": "nvlink-down", "gpu": 3}, 15, "GPU_NVLINK_DOWN", GPU3, Urgency.FINISH),
+        ({"fault": "fabric", "gpu": 3}, 300, "GPU_FABRIC", GPU3, Urgency.FINISH),
+        ({"fault": "hot", "gpu": 3, "code": 94}, 15, "GPU_HOT", GPU3, Urgency.FINISH),
         ({"fault": "driver-failed"}, 0, "GPU_DRIVER_FAILED", "", Urgency.FINISH),
         ({"fault": "ib-down", "port": 4}, 5, "IB_PORT_DOWN", "mlx5_4/1", Urgency.NOW),
         ({"fault": "ib-slow", "port": 4}, 60, "IB_PORT_SLOW", "mlx5_4/1", Urgency.FINISH),
@@ -171,3 +175,91 @@ def test_a_hang_and_its_end(node: Node) -> None:
 def test_a_healthy_machine_stays_healthy(node: Node) -> None:
     for _ in range(5):
         assert node.look(15) == ()
+
+
+# -- what counts over time ---------------------------------------------------------------
+
+
+def codes(found: tuple[Finding, ...]) -> list[str]:
+    return [one.code for one in found]
+
+
+def pass_by(node: Node, seconds: float) -> list[str]:
+    """Looks each 15 s, as the daemon's at NVML; the codes at the end."""
+    found: tuple[Finding, ...] = ()
+    for _ in range(round(seconds / 15)):
+        found = node.look(15)
+    return codes(found)
+
+
+@pytest.mark.parametrize("reason", ["thermal", "power-brake", "slowdown"])
+def test_throttling_for_seconds_is_normal_and_for_minutes_is_told(node: Node, reason: str) -> None:
+    node.machine.inject("throttle", gpu=3, text=reason)
+    assert pass_by(node, 45) == []
+    node.machine.clear()
+    assert pass_by(node, 600) == []  # what was is over
+    node.machine.inject("throttle", gpu=3, text=reason)
+    assert pass_by(node, 90) == ["GPU_THROTTLED"]
+    node.machine.clear()
+    assert pass_by(node, 60) == ["GPU_THROTTLED"]  # it still was most of the window
+    assert pass_by(node, 600) == []
+
+
+def test_a_power_cap_is_normal_however_long(node: Node) -> None:
+    node.machine.inject("throttle", gpu=3, text="power-cap")
+    assert pass_by(node, 900) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("nvlink-errors", "GPU_NVLINK_ERRORS"), ("pcie-replay", "GPU_PCIE_DEGRADED")]
+)
+def test_errors_are_told_by_how_fast_they_come(node: Node, fault: str, code: str) -> None:
+    node.machine.inject(fault, gpu=3, code=67)  # some, as every long-lived node has
+    assert pass_by(node, 120) == []
+    node.machine.inject(fault, gpu=3, code=2000)
+    assert pass_by(node, 60) == [code]
+    assert pass_by(node, 5400) == []  # none came since
+
+
+def test_what_was_counted_before_we_looked_is_no_news(node: Node) -> None:
+    node.machine.inject("nvlink-errors", gpu=3, code=100_000)
+    node.memory = rules.begin(None, "boot")
+    assert pass_by(node, 120) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "seconds"),
+    [
+        ({"fault": "sram"}, "GPU_ECC_UNCORRECTED", 60),
+        ({"fault": "fan"}, "GPU_FAN", 45),
+        ({"fault": "hot", "code": 92}, "GPU_HOT", 45),
+        ({"fault": "pcie-degraded"}, "GPU_PCIE_DEGRADED", 75),
+        ({"fault": "fabric-health"}, "GPU_FABRIC", 135),
+        ({"fault": "vbios", "text": "1.2.3"}, "GPU_DRIFT", 195),
+        ({"fault": "mig"}, "GPU_DRIFT", 195),
+    ],
+    ids=lambda value: str(value.get("fault")) if isinstance(value, dict) else "",
+)
+def test_what_takes_its_time_to_be_sure_of(
+    node: Node, fault: dict[str, object], code: str, seconds: float
+) -> None:
+    node.machine.inject(**fault, gpu=3)  # type: ignore[arg-type]
+    assert pass_by(node, seconds) == [code]
+    node.machine.clear()
+    assert pass_by(node, 120) == []
+
+
+def test_a_gpu_that_comes_back_is_as_it_was(node: Node) -> None:
+    node.machine.inject("gpu-lost", gpu=3)
+    assert pass_by(node, 60) == ["GPU_MISSING"]
+    node.machine.clear()
+    assert pass_by(node, 60) == []
+
+
+def test_a_row_that_waits_and_then_cannot_be_remapped(node: Node) -> None:
+    node.machine.inject("remap-pending", gpu=3)
+    assert pass_by(node, 15) == ["GPU_REMAP_PENDING"]
+    node.machine.inject("remap-failed", gpu=3)
+    assert sorted(pass_by(node, 15)) == ["GPU_REMAP_FAILED", "GPU_REMAP_PENDING"]
+    node.machine.clear()
+    assert pass_by(node, 60) == []

@@ -26,7 +26,7 @@ PROBES = (
     ),
     Probe(
         "gpu",
-        "GPUs by NVML and on the PCI bus: presence, identity, memory errors, what NVIDIA says they need",
+        "GPUs by NVML and on the PCI bus: presence, memory errors, NVLink, clocks, heat, PCIe, their needs",
         (
             "GPU_MISSING",
             "GPU_DRIVER_FAILED",
@@ -35,7 +35,21 @@ PROBES = (
             "GPU_REMAP_PENDING",
             "GPU_REMAP_FAILED",
             "GPU_RECOVERY_ACTION",
+            "GPU_PAGES_RETIRED",
+            "GPU_NVLINK_DOWN",
+            "GPU_NVLINK_ERRORS",
+            "GPU_FABRIC",
+            "GPU_THROTTLED",
+            "GPU_HOT",
+            "GPU_FAN",
+            "GPU_PCIE_DEGRADED",
+            "GPU_DRIFT",
         ),
+    ),
+    Probe(
+        "process",
+        "the processes on GPUs: whose they are, which job's, which rank",
+        ("GPU_LEFTOVER_PROCESS",),
     ),
     Probe(
         "infiniband",

@@ -13,6 +13,16 @@ RECOVERY_ACTIONS = (
     "bus_reset",
     "system_reboot",
 )
+# nvmlGpuFabricState_t; 0 is a GPU without a fabric
+FABRIC_STATES = {1: "not_started", 2: "in_progress", 3: "completed"}
+# NVML_GPU_FABRIC_HEALTH_MASK_*: what is wrong, where it stands in the mask, and the values that say so
+FABRIC_HEALTH = (
+    ("degraded bandwidth", 0, 0x3, {1}),
+    ("route recovery in progress", 2, 0x3, {1}),
+    ("unhealthy route", 4, 0x3, {1}),
+    ("access timeout recovery", 6, 0x3, {1}),
+    ("incorrect configuration", 8, 0xF, set(range(2, 16))),
+)
 
 
 def address(name: str) -> str:

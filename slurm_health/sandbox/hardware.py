@@ -15,6 +15,8 @@ from typing import Any
 from slurm_health.sandbox import SandboxError, sysfs
 from slurm_health.sandbox.faults import check, sxid_lines, xid_lines
 
+_REASONS = {"slowdown": 0x8, "thermal": 0x48, "power-brake": 0x88, "sw-thermal": 0x20, "power-cap": 0x4}
+_UNHEALTHY_ROUTE = 0x19A  # NVML_GPU_FABRIC_HEALTH_MASK: an unhealthy route, all else well
 PROCESS_MEMORY = 1 << 30  # bytes that an injected process holds on its GPU
 USER = 1000  # the uid of a process that no real one stands for
 
@@ -195,6 +197,35 @@ class Machine:
                     lines.append(f"init {9 if code is None else code}")
                 case "driver-hang":
                     lines.append(f"hang {fault.get('text') or '*'}")
+                case "throttle":
+                    lines.append(f"set {gpu} throttle {_REASONS[fault.get('text') or 'thermal']}")
+                case "hot":
+                    lines.append(f"set {gpu} temperature {90 if code is None else code}")
+                case "fan":
+                    lines.append(f"set {gpu} fan -1")
+                case "nvlink-down":
+                    lines.append(f"set {gpu} nvlinks-down {1 << (3 if code is None else code)}")
+                case "nvlink-errors":
+                    count = 1000 if code is None else code
+                    lines += [f"link {gpu} 3 crc {count}", f"link {gpu} 3 replay {count}"]
+                case "retired":
+                    lines += [f"set {gpu} retired-dbe 1", f"set {gpu} retired-pending 1"]
+                case "sram":
+                    lines.append(f"set {gpu} sram-threshold 1")
+                case "pcie-degraded":
+                    lines += [f"set {gpu} {key} {n}" for key, n in (("link-width", 8), ("utilization", 90))]
+                case "pcie-replay":
+                    lines.append(f"set {gpu} replay {1000 if code is None else code}")
+                case "fabric":
+                    lines.append(f"set {gpu} fabric {2 if code is None else code}")
+                case "fabric-health":
+                    lines.append(f"set {gpu} fabric-mask {_UNHEALTHY_ROUTE}")
+                case "vbios":
+                    lines.append(f"vbios {gpu} {fault['text']}")
+                case "mig":
+                    lines.append(f"set {gpu} mig 1")
+                case "memory-used":
+                    lines.append(f"set {gpu} memory-used {code << 20}")
                 case "process":
                     lines.append(f"process {gpu} {code} {PROCESS_MEMORY}")
                 case "nvml-error":

@@ -9,35 +9,46 @@
  *   driver VERSION                       init CODE (0: well; else what every call returns)
  *   gpu SLOT PCI UUID SERIAL MINOR NAME  (NAME is the rest of the line)
  *   set SLOT KEY NUMBER                  (keys: the table below)
- *   fail CALL SLOT CODE                  (SLOT -1: every GPU and calls without one)
+ *   vbios SLOT VERSION
+ *   link SLOT LINK WHAT NUMBER           (WHAT: crc, replay, recovery; errors counted on that NVLink)
+ *   fail CALL SLOT CODE                  (SLOT -1: every GPU and calls without one; "field230": that field)
  *   hang CALL                            (CALL "*": every call); it blocks until the line is gone
  *   process SLOT PID BYTES
+ *
+ * With SLURM_HEALTH_FAKE_NVML_CALLS the name of each call is appended to that file.
  *
  * Structures and numbers are those of nvml.h (CUDA 12), as nvidia-ml-py's pynvml.py declares them.
  */
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef int nvmlReturn_t;
 typedef struct slot { int number; } *nvmlDevice_t;
 
 enum {
 	SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-	INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999
+	INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, ARGUMENT_VERSION_MISMATCH = 25,
+	UNKNOWN = 999
 };
 
-enum { SLOTS = 32, RULES = 32, PROCESSES = 256, WORD = 96 };
+enum { SLOTS = 32, RULES = 64, PROCESSES = 256, LINKS = 36, WORD = 96 };
+enum { NONE = -1000 }; /* the number of what a board does not have: its calls are not supported */
 
 /* Numbers of one GPU. The order is that of KEYS. */
 enum key {
 	GONE, LOST, ECC_VOLATILE, ECC_AGGREGATE, ECC_CORRECTED, REMAP_CORRECTED, REMAP_UNCORRECTED, REMAP_PENDING,
 	REMAP_FAILED, RECOVERY, RETIRED_SBE, RETIRED_DBE, RETIRED_PENDING, TEMPERATURE, POWER, POWER_LIMIT, UTIL,
-	THROTTLE, LINK_GEN, LINK_GEN_MAX, LINK_WIDTH, LINK_WIDTH_MAX, REPLAY, NVLINKS, NVLINKS_DOWN, PERSISTENCE, ECC,
+	THROTTLE, PSTATE, FAN, MEMORY_TEMPERATURE, SHUTDOWN, SLOWDOWN, MEMORY_LIMIT, MARGIN, SHUTDOWN_MARGIN,
+	SLOWDOWN_MARGIN, SRAM_THRESHOLD, FABRIC, FABRIC_STATUS, FABRIC_MASK, FABRIC_SUMMARY, LINK_GEN,
+	LINK_GEN_MAX, LINK_WIDTH, LINK_WIDTH_MAX, REPLAY, NVLINKS, NVLINKS_DOWN, PERSISTENCE, ECC,
 	MIG, MEMORY, MEMORY_USED, SM_CLOCK, KEY_COUNT
 };
 static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
@@ -59,6 +70,20 @@ static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
 	[POWER_LIMIT] = {"power-limit", 700000},
 	[UTIL] = {"utilization", 0},
 	[THROTTLE] = {"throttle", 1}, /* nvmlClocksEventReasonGpuIdle */
+	[PSTATE] = {"pstate", 0},
+	[FAN] = {"fan", 40}, /* percent; -1: it cannot be read. An H100 SXM has none: ours has, so that it can fail */
+	[MEMORY_TEMPERATURE] = {"memory-temperature", 39},
+	[SHUTDOWN] = {"shutdown", 95},
+	[SLOWDOWN] = {"slowdown", 92},
+	[MEMORY_LIMIT] = {"memory-limit", 95},
+	[MARGIN] = {"margin", NONE}, /* T.Limit, from Ada on: degrees to the highest operating temperature */
+	[SHUTDOWN_MARGIN] = {"shutdown-margin", NONE},
+	[SLOWDOWN_MARGIN] = {"slowdown-margin", NONE},
+	[SRAM_THRESHOLD] = {"sram-threshold", 0},
+	[FABRIC] = {"fabric", 3}, /* NVML_GPU_FABRIC_STATE_COMPLETED */
+	[FABRIC_STATUS] = {"fabric-status", 0},
+	[FABRIC_MASK] = {"fabric-mask", 0x1AA}, /* nothing is degraded, no configuration is wrong */
+	[FABRIC_SUMMARY] = {"fabric-summary", 1},
 	[LINK_GEN] = {"link-gen", 5},
 	[LINK_GEN_MAX] = {"link-gen-max", 5},
 	[LINK_WIDTH] = {"link-width", 16},
@@ -76,8 +101,9 @@ static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
 
 struct gpu {
 	int known, minor;
-	char pci[32], uuid[WORD], serial[32], name[WORD];
+	char pci[32], uuid[WORD], serial[32], vbios[32], name[WORD];
 	long long value[KEY_COUNT];
+	unsigned errors[LINKS][3]; /* crc, replay, recovery */
 };
 struct process { int slot; unsigned pid; unsigned long long bytes; };
 struct state {
@@ -99,10 +125,11 @@ static int parse(FILE *file, struct state *s)
 	char line[512], word[WORD];
 	int slot, whole = 0, length;
 	long long number;
+	unsigned link;
 
 	memset(s, 0, sizeof(*s));
 	while (fgets(line, sizeof(line), file)) {
-		struct gpu g = {.known = 1};
+		struct gpu g = {.known = 1, .vbios = "96.00.89.00.01"};
 
 		line[strcspn(line, "\n")] = 0;
 		if (sscanf(line, "driver %79s", s->driver) == 1 || sscanf(line, "init %d", &s->init) == 1)
@@ -120,6 +147,12 @@ static int parse(FILE *file, struct state *s)
 			for (int key = 0; slot >= 0 && slot < SLOTS && key < KEY_COUNT; key++)
 				if (!strcmp(KEYS[key].name, word))
 					s->gpu[slot].value[key] = number;
+		} else if (sscanf(line, "vbios %d %31s", &slot, g.vbios) == 2) {
+			if (slot >= 0 && slot < SLOTS)
+				strcpy(s->gpu[slot].vbios, g.vbios);
+		} else if (sscanf(line, "link %d %u %95s %lld", &slot, &link, word, &number) == 4) {
+			if (slot >= 0 && slot < SLOTS && link < LINKS)
+				s->gpu[slot].errors[link][*word == 'c' ? 0 : word[2] == 'p' ? 1 : 2] = (unsigned)number;
 		} else if (s->fails < RULES && sscanf(line, "fail %95s %d %lld", word, &slot, &number) == 3) {
 			strcpy(s->fail[s->fails].call, word);
 			s->fail[s->fails].slot = slot;
@@ -139,17 +172,36 @@ static int parse(FILE *file, struct state *s)
 
 static void look(struct state *s)
 {
+	static struct stat seen; /* a new state is another file, renamed over the last one */
 	const char *path = getenv("SLURM_HEALTH_FAKE_NVML");
-	FILE *file = path ? fopen(path, "re") : NULL;
+	struct stat now;
+	FILE *file = NULL;
 
 	pthread_mutex_lock(&lock);
-	if (file && parse(file, s))
+	if (path && !stat(path, &now) &&
+	    (now.st_ino != seen.st_ino || now.st_size != seen.st_size ||
+	     memcmp(&now.st_mtim, &seen.st_mtim, sizeof(now.st_mtim))))
+		file = fopen(path, "re");
+	if (file && parse(file, s)) {
 		last = *s;
-	else
+		seen = now;
+	} else {
 		*s = last;
+	}
 	pthread_mutex_unlock(&lock);
 	if (file)
 		fclose(file);
+}
+
+static void note(const char *call)
+{
+	const char *path = getenv("SLURM_HEALTH_FAKE_NVML_CALLS");
+	int file = path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644) : -1;
+
+	if (file >= 0) {
+		dprintf(file, "%s\n", call);
+		close(file);
+	}
 }
 
 static int hangs(const struct state *s, const char *call)
@@ -160,16 +212,24 @@ static int hangs(const struct state *s, const char *call)
 	return 0;
 }
 
+static nvmlReturn_t fails(const struct state *s, const char *call, int slot)
+{
+	for (int i = 0; i < s->fails; i++)
+		if (!strcmp(s->fail[i].call, call) && (s->fail[i].slot < 0 || s->fail[i].slot == slot))
+			return s->fail[i].code;
+	return SUCCESS;
+}
+
 /* What every call does first: hang if told to, and say why it cannot go on. slot -1: no GPU in particular. */
 static nvmlReturn_t enter(const char *call, struct state *s, int slot, int starting)
 {
 	const struct timespec pause = {.tv_nsec = 20000000};
 
+	note(call);
 	for (look(s); hangs(s, call); look(s))
 		nanosleep(&pause, NULL);
-	for (int i = 0; i < s->fails; i++)
-		if (!strcmp(s->fail[i].call, call) && (s->fail[i].slot < 0 || s->fail[i].slot == slot))
-			return s->fail[i].code;
+	if (fails(s, call, slot))
+		return fails(s, call, slot);
 	if (!starting && !users)
 		return UNINITIALIZED;
 	if (s->init)
@@ -356,7 +416,7 @@ nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *to, unsigned size)
 nvmlReturn_t nvmlDeviceGetVbiosVersion(nvmlDevice_t device, char *to, unsigned size)
 {
 	DEVICE_CALL(device, to);
-	return copy(to, size, "96.00.89.00.01");
+	return copy(to, size, g->vbios);
 }
 
 nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor)
@@ -373,6 +433,12 @@ nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index)
 	for (int i = 0; i < slot; i++)
 		*index += s.gpu[i].known && !s.gpu[i].value[GONE];
 	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetBoardPartNumber(nvmlDevice_t device, char *to, unsigned size)
+{
+	DEVICE_CALL(device, to);
+	return copy(to, size, "692-2G520-0200-000");
 }
 
 struct pci {
@@ -485,45 +551,94 @@ struct field {
 	long long timestamp, latency;
 	unsigned type;
 	nvmlReturn_t code;
-	union { double d; unsigned ui; unsigned long long ull; } value;
+	union { double d; unsigned ui; unsigned long long ull; int si; } value;
 };
+
+enum { DOUBLE, UNSIGNED, LONG, UNSIGNED_LONG_LONG, LONG_LONG, SIGNED }; /* NVML_VALUE_TYPE_* */
+
+/* NVLink errors of one kind on one link, or on all of them. */
+static unsigned link_errors(const struct gpu *g, int kind, unsigned link)
+{
+	unsigned sum = 0;
+
+	for (unsigned i = 0; i < LINKS; i++)
+		sum += link == LINKS || link == i ? g->errors[i][kind] : 0;
+	return sum;
+}
+
+static nvmlReturn_t field(const struct gpu *g, struct field *f)
+{
+	const long long *v = g->value;
+	const int board = f->id == 193 ? SHUTDOWN_MARGIN : SLOWDOWN_MARGIN;
+	unsigned long long n;
+
+	f->type = UNSIGNED;
+	switch (f->id) { /* NVML_FI_DEV_* */
+	case 1: case 2: n = v[ECC] != 0; break;
+	case 3: case 4: case 5: case 6: case 11: case 12: case 22: case 23:
+		f->type = UNSIGNED_LONG_LONG;
+		if (!v[ECC])
+			return NOT_SUPPORTED;
+		n = ecc(v, f->id == 4 || f->id == 6 || f->id == 12 || f->id == 23, f->id == 6 || f->id == 23);
+		break;
+	case 29: case 30: case 31:
+		if (v[RETIRED_PENDING] == NONE)
+			return NOT_SUPPORTED;
+		n = f->id == 29 ? v[RETIRED_SBE] : f->id == 30 ? v[RETIRED_DBE] : v[RETIRED_PENDING] != 0;
+		break;
+	case 82:
+		if (v[MEMORY_TEMPERATURE] == NONE)
+			return NOT_SUPPORTED;
+		n = v[MEMORY_TEMPERATURE];
+		break;
+	case 38: case 45: case 52: case 59: /* the sums of all links, CRC of flits and of data */
+	case 91:
+		if (!v[NVLINKS])
+			return NOT_SUPPORTED;
+		n = f->id == 91 ? v[NVLINKS] : f->id == 45 ? 0
+						    : link_errors(g, f->id == 38 ? 0 : f->id == 52 ? 1 : 2, LINKS);
+		break;
+	case 94: n = v[REPLAY]; break;
+	case 142: n = v[REMAP_CORRECTED]; break;
+	case 143: n = v[REMAP_UNCORRECTED]; break;
+	case 144: n = v[REMAP_PENDING] != 0; break;
+	case 145: n = v[REMAP_FAILED] != 0; break;
+	case 161: case 162: case 163: case 165:
+		if (f->scope >= (unsigned)v[NVLINKS])
+			return v[NVLINKS] ? INVALID_ARGUMENT : NOT_SUPPORTED;
+		n = f->id == 165 ? !(v[NVLINKS_DOWN] >> f->scope & 1)
+				 : link_errors(g, f->id == 163 ? 0 : f->id == 161 ? 1 : 2, f->scope);
+		break;
+	case 193: case 194:
+		f->type = SIGNED;
+		if (v[board] == NONE)
+			return NOT_SUPPORTED;
+		f->value.si = (int)v[board];
+		return SUCCESS;
+	case 230: n = v[RECOVERY]; break; /* NVML_FI_DEV_GET_GPU_RECOVERY_ACTION */
+	default: return NOT_SUPPORTED;
+	}
+	f->value.ull = n;
+	return SUCCESS;
+}
 
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, struct field *fields)
 {
 	struct timespec now;
+	char name[WORD];
 
 	DEVICE_CALL(device, fields);
 	clock_gettime(CLOCK_REALTIME, &now);
 	for (int i = 0; i < count; i++) {
 		struct field *f = &fields[i];
-		unsigned type = 1; /* NVML_VALUE_TYPE_UNSIGNED_INT */
-		unsigned long long n = 0;
 
-		f->code = SUCCESS;
-		switch (f->id) { /* NVML_FI_DEV_* */
-		case 1: case 2: n = v[ECC] != 0; break;
-		case 3: case 5: n = ecc(v, 0, 0); type = 3; break;
-		case 4: n = ecc(v, 1, 0); type = 3; break;
-		case 6: n = ecc(v, 1, 1); type = 3; break;
-		case 11: case 22: n = ecc(v, 0, 0); type = 3; break;
-		case 12: n = ecc(v, 1, 0); type = 3; break;
-		case 23: n = ecc(v, 1, 1); type = 3; break;
-		case 29: n = v[RETIRED_SBE]; break;
-		case 30: n = v[RETIRED_DBE]; break;
-		case 31: n = v[RETIRED_PENDING] != 0; break;
-		case 91: n = v[NVLINKS]; break;
-		case 94: n = v[REPLAY]; break;
-		case 142: n = v[REMAP_CORRECTED]; break;
-		case 143: n = v[REMAP_UNCORRECTED]; break;
-		case 144: n = v[REMAP_PENDING] != 0; break;
-		case 145: n = v[REMAP_FAILED] != 0; break;
-		case 230: n = v[RECOVERY]; break; /* NVML_FI_DEV_GET_GPU_RECOVERY_ACTION */
-		default: f->code = NOT_SUPPORTED;
-		}
-		f->type = type; /* 3: NVML_VALUE_TYPE_UNSIGNED_LONG_LONG */
-		f->value.ull = n;
+		f->value.ull = 0;
 		f->timestamp = now.tv_sec * 1000000LL + now.tv_nsec / 1000;
 		f->latency = 0;
+		snprintf(name, sizeof(name), "field%u", f->id);
+		f->code = fails(&s, name, slot);
+		if (!f->code)
+			f->code = field(g, f);
 	}
 	return SUCCESS;
 }
@@ -547,13 +662,96 @@ nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, struct temperature *
 
 nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, unsigned threshold, unsigned *degrees)
 {
-	static const unsigned LIMITS[] = {95, 92, 95, 87}; /* shutdown, slowdown, memory, GPU: as an H100 SXM says */
+	static const enum key LIMITS[] = {SHUTDOWN, SLOWDOWN, MEMORY_LIMIT}; /* NVML_TEMPERATURE_THRESHOLD_* */
 
 	DEVICE_CALL(device, degrees);
-	if (threshold >= sizeof(LIMITS) / sizeof(*LIMITS))
+	if (threshold >= sizeof(LIMITS) / sizeof(*LIMITS) || v[LIMITS[threshold]] == NONE)
 		return NOT_SUPPORTED;
-	*degrees = LIMITS[threshold];
+	*degrees = (unsigned)v[LIMITS[threshold]];
 	return SUCCESS;
+}
+
+struct margin { unsigned version; int degrees; };
+
+nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, struct margin *margin)
+{
+	DEVICE_CALL(device, margin);
+	if (margin->version != 0x1000008)
+		return ARGUMENT_VERSION_MISMATCH;
+	if (v[MARGIN] == NONE)
+		return NOT_SUPPORTED;
+	margin->degrees = (int)v[MARGIN];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetFanSpeed(nvmlDevice_t device, unsigned *percent)
+{
+	DEVICE_CALL(device, percent);
+	if (v[FAN] < 0)
+		return v[FAN] == NONE ? NOT_SUPPORTED : UNKNOWN;
+	*percent = (unsigned)v[FAN];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPerformanceState(nvmlDevice_t device, unsigned *state)
+{
+	DEVICE_CALL(device, state);
+	*state = (unsigned)v[PSTATE];
+	return SUCCESS;
+}
+
+struct sram {
+	unsigned version;
+	unsigned long long aggregate[3], volatile_[3], bucket[5];
+	unsigned exceeded;
+};
+
+nvmlReturn_t nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t device, struct sram *sram)
+{
+	DEVICE_CALL(device, sram);
+	if (sram->version != 0x1000068)
+		return ARGUMENT_VERSION_MISMATCH;
+	if (!v[ECC] || v[SRAM_THRESHOLD] == NONE)
+		return NOT_SUPPORTED;
+	sram->exceeded = v[SRAM_THRESHOLD] != 0;
+	return SUCCESS;
+}
+
+struct fabric {
+	unsigned char cluster[16];
+	nvmlReturn_t status;
+	unsigned clique, state;
+};
+struct fabric_v {
+	unsigned version;
+	struct fabric fabric;
+	unsigned mask;
+	unsigned char summary; /* of version 3 */
+};
+
+static nvmlReturn_t fabric(const long long *v, struct fabric *fabric)
+{
+	memset(fabric, 0, sizeof(*fabric));
+	fabric->state = (unsigned)v[FABRIC];
+	fabric->status = (nvmlReturn_t)v[FABRIC_STATUS];
+	return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetGpuFabricInfo(nvmlDevice_t device, struct fabric *to)
+{
+	DEVICE_CALL(device, to);
+	return fabric(v, to);
+}
+
+nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, struct fabric_v *to)
+{
+	DEVICE_CALL(device, to);
+	if (to->version != 0x2000024 && (to->version != 0x3000028 || v[FABRIC_SUMMARY] == NONE))
+		return ARGUMENT_VERSION_MISMATCH;
+	to->mask = (unsigned)v[FABRIC_MASK];
+	if (to->version == 0x3000028)
+		to->summary = (unsigned char)v[FABRIC_SUMMARY];
+	return fabric(v, &to->fabric);
 }
 
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned *milliwatts)
@@ -575,6 +773,8 @@ struct utilization { unsigned gpu, memory; };
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct utilization *rates)
 {
 	DEVICE_CALL(device, rates);
+	if (v[MIG] > 0)
+		return NOT_SUPPORTED;
 	rates->gpu = rates->memory = (unsigned)v[UTIL];
 	return SUCCESS;
 }
@@ -617,6 +817,8 @@ NUMBER(nvmlDeviceGetPcieReplayCounter, REPLAY)
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned *current, unsigned *pending)
 {
 	DEVICE_CALL(device, current && pending);
+	if (v[MIG] == NONE)
+		return NOT_SUPPORTED;
 	*current = *pending = v[MIG] != 0;
 	return SUCCESS;
 }
@@ -693,10 +895,11 @@ nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, unsign
 nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned link, unsigned counter,
 					     unsigned long long *n)
 {
-	(void)counter;
+	static const int KINDS[] = {1, 2, 0}; /* NVML_NVLINK_ERROR_DL_REPLAY, RECOVERY, CRC_FLIT */
+
 	DEVICE_CALL(device, n);
-	if (link >= (unsigned)v[NVLINKS])
+	if (link >= (unsigned)v[NVLINKS] || link >= LINKS)
 		return INVALID_ARGUMENT;
-	*n = 0;
+	*n = counter < 3 ? g->errors[link][KINDS[counter]] : 0;
 	return SUCCESS;
 }

@@ -1,197 +1,23 @@
-"""GPUs, from NVML (https://docs.nvidia.com/deploy/nvml-api/) and from the PCI bus.
-
-NVML can block for ever inside the driver, so it lives in a process of its own that can be abandoned:
-`python -m slurm_health.probes.gpu` answers each line on its standard input with one line on its standard
-output, and ends at the end of its input. `Worker` is the daemon's side of it: no threads, never two of them.
-"""
+"""The daemon's side of the process that NVML lives in: no threads, never two of them."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report, Value
-from slurm_health.probes.nvidia import address, recovery_action
+from slurm_health.probes.gpu.pci import pci
 
-LIBRARY = "SLURM_HEALTH_NVML_LIBRARY"
-PCI = "sys/bus/pci/devices"
-VENDOR, CLASSES = "0x10de", ("0x0300", "0x0302")  # PCI ids: NVIDIA; VGA and 3D controllers
+LIBRARY = "SLURM_HEALTH_NVML_LIBRARY"  # in the environment: another libnvidia-ml file
 PATIENCE = 60.0  # seconds that a hung process keeps after its deadline, before it is told to end
 GRACE = 10.0  # seconds between telling it and killing it
-PROCESSES = 64  # of one GPU: 48 clients are the most that MPS lets share it
-PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
-def pci(host: Host) -> Iterator[Reading]:
-    """NVIDIA GPUs on the PCI bus, driver or not: `gpu.on_pci`, and `gpu.kernel_driver` where there is one.
-
-    https://docs.kernel.org/PCI/sysfs-pci.html; cached by the kernel: no access to the device, cannot hang.
-    """
-    for name in host.names(PCI):
-        if host.text(f"{PCI}/{name}/vendor") != VENDOR:
-            continue
-        if (host.text(f"{PCI}/{name}/class") or "")[:6] not in CLASSES:
-            continue
-        device = address(name)
-        yield Reading("gpu.on_pci", device, True)
-        if driver := host.link(f"{PCI}/{name}/driver"):
-            yield Reading("gpu.kernel_driver", device, driver)
-
-
-# -- the process that NVML lives in ----------------------------------------
-
-
-class Library:
-    """NVML, loaded and initialised once; again after it failed."""
-
-    def __init__(self, file: str) -> None:
-        import pynvml
-
-        self.nvml: Any = pynvml
-        self.file = file
-        self.ready = False
-        self.known: dict[int, str] = {}  # index -> PCI address, for a GPU that no longer tells its own
-
-    def ask(self) -> dict[str, Any]:
-        """{"error": why NVML cannot be used, "", "readings": [[name, device, value, evidence, pid], ...]}"""
-        nvml = self.nvml
-        try:
-            if not self.ready:
-                if self.file and nvml.nvmlLib is None:
-                    nvml.nvmlLib = ctypes.CDLL(self.file)
-                nvml.nvmlInit()
-                self.ready = True
-            count = nvml.nvmlDeviceGetCount()
-        except OSError as error:  # the named file cannot be loaded
-            return {"error": str(error), "readings": []}
-        except nvml.NVMLError as error:
-            self._end()
-            return {"error": str(error), "readings": []}
-        readings: list[list[Any]] = []
-        unable = []
-        for index in range(count):
-            try:
-                self._gpu(index, readings)
-            except nvml.NVMLError as error:
-                if error.value == nvml.NVML_ERROR_GPU_IS_LOST:
-                    readings.append(["gpu.lost", self.known.get(index, ""), True, str(error)])
-                elif error.value != nvml.NVML_ERROR_NO_PERMISSION:  # a container's GPUs are not ours to judge
-                    unable.append(f"GPU {index}: {error}")
-        if unable:
-            self._end()
-        return {"error": "; ".join(unable), "readings": readings}
-
-    def _gpu(self, index: int, readings: list[list[Any]]) -> None:
-        nvml = self.nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        device = address(_text(nvml.nvmlDeviceGetPciInfo(handle).busId))
-        self.known[index] = device
-        lost = ""
-        found: list[list[Any]] = []
-        for name, call in FIELDS.items():
-            try:
-                value = call(nvml, handle)
-            except nvml.NVMLError as error:
-                # not supported, no such function, no data: no reading, and never zero
-                if error.value == nvml.NVML_ERROR_GPU_IS_LOST:
-                    lost = str(error)
-                    break
-                continue
-            if isinstance(value, dict):
-                found += [[key, device, part, ""] for key, part in value.items()]
-            elif isinstance(value, list):
-                found += [[name, device, pid, evidence, pid] for pid, evidence in value]
-            elif value is not None:
-                found.append([name, device, value, ""])
-        if not lost:
-            readings += found
-        readings.append(["gpu.lost", device, bool(lost), lost])
-
-    def _end(self) -> None:
-        """Start anew with the next question: an initialised NVML never sees a driver that came back."""
-        if self.ready:
-            self.ready = False
-            with contextlib.suppress(self.nvml.NVMLError):
-                self.nvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _remapped(nvml: Any, handle: Any) -> dict[str, bool]:
-    """nvmlDeviceGetRemappedRows: corrected, uncorrected, pending, failed"""
-    _, _, pending, failed = nvml.nvmlDeviceGetRemappedRows(handle)
-    return {"gpu.remap_pending": bool(pending), "gpu.remap_failed": bool(failed)}
-
-
-def _ecc(nvml: Any, handle: Any) -> int | None:
-    """nvmlDeviceGetTotalEccErrors: uncorrected since the driver was loaded (volatile)"""
-    count = int(
-        nvml.nvmlDeviceGetTotalEccErrors(
-            handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-        )
-    )
-    return count if count < 2**63 else None  # all ones: NVML's "not available"
-
-
-def _processes(nvml: Any, handle: Any) -> list[tuple[int, str]]:
-    """nvmlDeviceGetComputeRunningProcesses: those that compute here, by pid, and the memory they hold. The
-    pids are of our own pid namespace; what runs in another one that we cannot see has none (0)."""
-    running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    return [
-        (one.pid, "" if one.usedGpuMemory is None else f"{one.usedGpuMemory >> 20} MiB")
-        for one in running[:PROCESSES]
-        if one.pid
-    ]
-
-
-def _recovery_action(nvml: Any, handle: Any) -> str | None:
-    """NVML_FI_DEV_GET_GPU_RECOVERY_ACTION (drivers from R565 on)"""
-    field = nvml.nvmlDeviceGetFieldValues(handle, [230])[0]
-    if field.nvmlReturn != 0:
-        return None
-    return recovery_action(int(field.value.uiVal))
-
-
-FIELDS: dict[str, Any] = {
-    "gpu.uuid": lambda nvml, handle: _text(nvml.nvmlDeviceGetUUID(handle)),
-    "gpu.minor": lambda nvml, handle: int(nvml.nvmlDeviceGetMinorNumber(handle)),
-    "gpu.ecc_uncorrected": _ecc,
-    "gpu.remapped": _remapped,
-    "gpu.recovery_action": _recovery_action,
-    "gpu.process": _processes,
-}
-
-
-def main() -> None:
-    """Answer questions until the end of input. SIGTERM keeps its default, so that it ends a blocked call."""
-    parent = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if parent and os.getppid() != parent:  # it died before we asked to be told
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to answer
-    library = Library(os.environ.get(LIBRARY, ""))
-    for line in sys.stdin:
-        started = time.monotonic()
-        answer = library.ask()
-        answer["ask"] = int(line)
-        answer["seconds"] = round(time.monotonic() - started, 6)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-# -- the daemon's side -----------------------------------------------------
 
 
 class Worker:
@@ -311,12 +137,12 @@ class Worker:
         """posix_spawn: no fork of a daemon's memory, no import of subprocess."""
         above, below = os.pipe2(os.O_CLOEXEC)
         outer, inner = os.pipe2(os.O_CLOEXEC)
-        package = str(Path(__file__).resolve().parents[2])
+        package = str(Path(__file__).resolve().parents[3])
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
         if self.library:
             environment[LIBRARY] = self.library
-        arguments = [sys.executable, "-s", "-m", "slurm_health.probes.gpu", str(os.getpid())]
+        arguments = [sys.executable, "-s", "-m", "slurm_health.probes.gpu.library", str(os.getpid())]
         actions = [(os.POSIX_SPAWN_DUP2, above, 0), (os.POSIX_SPAWN_DUP2, inner, 1)]
         try:
             pid = os.posix_spawn(
@@ -483,7 +309,3 @@ def _started(pid: int) -> str:
     stat = Host().text(f"proc/{pid}/stat")
     fields = stat.rpartition(")")[2].split() if stat else []
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
-
-
-if __name__ == "__main__":
-    main()
