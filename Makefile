@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast conduct bench lint packages clean docker docker-up docker-down docker-demo docker-test
+.PHONY: help demo test test-fast conduct bench lint packages clean docker docker-up docker-down docker-demo docker-test docker-table
 
 # The cluster of containers: trixie has Slurm 24.11, forky 26.05; and how many nodes, 4 to 8.
 export RELEASE ?= trixie
 export NODES ?= 4
+BACKEND ?= auto
+RUNS := trixie-commands forky-commands forky-pyslurm
 COMPOSE := docker compose -f docker/compose.yaml
 
 help: ## this list
@@ -37,9 +39,19 @@ docker-up: docker ## start the cluster of containers
 docker-down: ## end it, and remove its volumes
 	@COMPOSE_PROFILES=8 $(COMPOSE) down -v -t 3
 
-docker-test: docker ## the tests that need a Slurm, on that release's (ARGS=-x: what pytest is told)
+docker-test: docker ## the tests that need a Slurm, on that release's (BACKEND=commands or pyslurm, ARGS=-x)
 	@$(COMPOSE) build --quiet test
-	@docker run --rm slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
+	@mkdir -p docker/.results
+	@docker run --rm -e SLURM_HEALTH_TEST_BACKEND=$(BACKEND) -v $(CURDIR)/docker/.results:/results \
+	    slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
+
+# What a run leaves in docker/.results says itself which Slurm it was, and which way to it.
+docker-table: packages $(VENV)/.installed ## those tests on each Slurm by each way to it, and their table in docs/SLURM.md
+	@rm -rf docker/.results
+	@$(MAKE) test ARGS='-m cluster --junitxml=docker/.results/host.xml' || true
+	@for run in $(RUNS); do \
+	    $(MAKE) docker-test RELEASE=$${run%-*} BACKEND=$${run#*-} ARGS=--junitxml=/results/$$run.xml || true; done
+	@$(BIN)/python docker/table.py docker/.results/*.xml
 
 docker:
 	@docker/engine

@@ -1,5 +1,6 @@
 """What stands in docker/ fits what it configures. The cluster itself is tried by `make docker-demo`."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -44,3 +45,40 @@ def test_a_misspelled_fault_is_a_usage_error():
     done = subprocess.run([str(DOCKER / "fault")], capture_output=True, text=True, check=False)
     assert done.returncode == 64
     assert "docker/fault HOST cut" in done.stderr
+
+
+spec = importlib.util.spec_from_file_location("table", DOCKER / "table.py")
+table = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(table)
+PAGE = table.PAGE.read_text()
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase name="a"><properties>
+<property name="slurm" value="slurm {slurm}.3"/><property name="backend" value="commands"/>
+</properties></testcase>
+<testcase name="b"><failure message="x"/></testcase>
+<testcase name="c"><error message="y"/></testcase>
+<testcase name="d"><skipped message="no pyslurm"/></testcase>
+<testcase name="e"><skipped message="no pyslurm"/></testcase>
+{more}
+</testsuite></testsuites>"""
+
+
+def test_a_run_has_its_row(tmp_path):
+    file = tmp_path / "run.xml"
+    file.write_text(JUNIT.format(slurm="26.05", more=""))
+    run = table.read(file, "1a2b3c4")
+    assert run == ("26.05.3", "commands", "1", "2", "2: no pyslurm", "1a2b3c4")
+    page = table.render(PAGE, table.parse(PAGE) | {run.key: run})
+    assert "| 26.05.3 | commands | 1 | 2 | 2: no pyslurm | 1a2b3c4 |\n" in page
+    assert table.parse(page)[run.key] == run
+    assert table.render(page, table.parse(page)) == page
+
+
+def test_a_run_that_took_both_ways_has_no_row(tmp_path):
+    file = tmp_path / "run.xml"
+    other = '<testcase><properties><property name="backend" value="pyslurm"/></properties></testcase>'
+    file.write_text(JUNIT.format(slurm="26.05", more=other))
+    with pytest.raises(SystemExit, match="of no one Slurm by one way"):
+        table.read(file, "")

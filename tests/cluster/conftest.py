@@ -29,6 +29,8 @@ ROOT = str(Path(sandbox.__file__).parents[2])
 NOBODY = pwd.getpwnam("nobody")
 # By numbers: sbatch 26.05 knows no --uid=nobody.
 OF_NOBODY = (f"--uid={NOBODY.pw_uid}", f"--gid={NOBODY.pw_gid}")
+# Which way to Slurm the controller takes; docs/SLURM.md has the outcome of each.
+BACKEND = os.environ.get("SLURM_HEALTH_TEST_BACKEND", "auto")
 PATIENCE = 30.0  # seconds; what is waited for takes far less on an idle machine
 SERVING = ("idle", "mixed", "allocated", "completing")
 LOOK = 0.05  # seconds between two questions to Slurm
@@ -108,6 +110,19 @@ class Cluster:
         self.jobs.mkdir()
         self.jobs.chmod(0o1777)
         self.config = config.load(str(self.box.layout.config))
+        if BACKEND != "auto":
+            file = self.box.layout.etc / "conf.d/backend.toml"
+            file.parent.mkdir()
+            file.write_text(f'[slurm]\nbackend = "{BACKEND}"')
+            self.restart("controller")
+        self.slurm = self.box.status()["slurm"]
+        self.backend = self.until(self._way, bool)
+        assert BACKEND in ("auto", self.backend)
+
+    def _way(self):
+        """The way to Slurm that the controller has taken, "" until it has decided."""
+        slurm = self.health_json("status")["slurm"]
+        return "" if "not said" in slurm["why"] else slurm["backend"]
 
     def down(self):
         if self.box.exists:
@@ -383,8 +398,10 @@ def cluster(_standing):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A failure brings what the daemons said meanwhile."""
+    """A failure brings what the daemons said meanwhile; each outcome, of which Slurm by which way it is."""
+    if found := getattr(item, "funcargs", {}).get("cluster"):
+        item.user_properties = [("slurm", found.slurm), ("backend", found.backend)]
     report = yield
-    if report.failed and (found := getattr(item, "funcargs", {}).get("cluster")):
+    if report.failed and found:
         report.sections += [(f"{name} of the sandbox", text[-8000:]) for name, text in found.logs()]
     return report
