@@ -43,6 +43,8 @@ SUSPECTS = 2  # nodes that a job may break the same way before it is held and th
 SUSPECT = "suspect job: "  # how it is noted that a node is left alone
 # squeue's Reason of a job that a failed prolog sent back (job_reason_string, Slurm 22.05 to 26.05).
 HELD_BY_PROLOG = "launch failed requeued held"
+# ... and its state and Reason when it was to be expedited, exited non-zero, and no epilog failed.
+NOT_EXPEDITED = ("REQUEUE_HOLD", "job requeued in held state")
 FOREMOST = 0xFFFFFFFE  # the highest priority that a job can have (slurm.h: one more is INFINITE)
 NICEST = -0x7FFFFFFD  # the lowest nice value that Slurm takes (sbatch(1), --nice: +/- 2147483645)
 
@@ -217,9 +219,17 @@ def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
             return bool(card.devices)
         return incident.device in card.devices
 
-    return [
-        card for card in cards if holds(card) and (not card.ended or card.ended >= incident.since - SLACK)
-    ]
+    return [card for card in present(incident, cards) if holds(card)]
+
+
+def present(incident: Incident, cards: Iterable[Card]) -> list[Card]:
+    """The cards of the jobs that were on the node when it broke."""
+    return [card for card in cards if not card.ended or card.ended >= incident.since - SLACK]
+
+
+def held_back(job: Job, card: Card) -> bool:
+    """Whether the job died in the run of this card and was held: it shows no node any more."""
+    return job.restarts == card.restarts + 1 and (job.state, job.reason) == NOT_EXPEDITED
 
 
 def broke(hurts: Iterable[Hurt], progress: float) -> tuple[str, ...]:
@@ -264,6 +274,11 @@ class Requeue:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """Slurm has requeued it for our epilog: to be followed like one of ours."""
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     pass
 
@@ -290,7 +305,7 @@ class Settle:
     outcome: str
 
 
-Step = Wait | Requeue | Release | Lift | StartNow | Ran | Settle
+Step = Wait | Requeue | Adopt | Release | Lift | StartNow | Ran | Settle
 
 LIVE = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 DIED = frozenset({"FAILED", "NODE_FAIL"})
@@ -300,11 +315,17 @@ DEATHS = ("NonZeroExitCode", "JobLaunchFailure", "NodeDown", "RaisedSignal")
 
 
 def treat(
-    victim: Victim, job: Job | None, may: bool, now: float, start: float = 0.0, first: bool = False
+    victim: Victim,
+    job: Job | None,
+    may: bool,
+    now: float,
+    start: float = 0.0,
+    first: bool = False,
+    expedites: bool = False,
 ) -> Step:
     """The next step for a job that a fault touched. `may`: its node is out and the site wants requeues;
     `start`: when its wait may be ended at the earliest (see `earliest`). `first`: it goes before all that
-    wait.
+    wait. `expedites`: Slurm runs some again by itself.
 
     A live job goes as its urgency says. One that died of the fault (FAILED or NODE_FAIL, within 120 s of the
     first evidence, the same run) is brought back too. Nothing else is ever resurrected.
@@ -314,11 +335,13 @@ def treat(
     if victim.urgency is Urgency.NONE:
         return Settle("left alone")
     if job.restarts > victim.restarts:
+        if not (victim.requeued or victim.refused):
+            return _others(job, may, expedites)
         return _follow(victim, job, may, now, start, first)
     if job.restarts < victim.restarts:
         return Settle("another job has its number")
-    if job.completing and not job.reason.startswith(DEATHS):
-        return Wait(hot=True)
+    if job.completing and (expedites or not job.reason.startswith(DEATHS)):
+        return Wait(hot=True)  # where Slurm may run it again itself: it does when the last epilog has ended
     if job.nodes and victim.node not in job.nodes and not (job.completing or job.het):
         # Noted while it left the node, requeued already: Slurm then shows the count of the run to come.
         return Settle(f"this run was never on {victim.node}")
@@ -350,12 +373,10 @@ def _back(job: Job, may: bool, incomplete: bool) -> Step:
 
 
 def _follow(victim: Victim, job: Job, may: bool, now: float, start: float, first: bool) -> Step:
-    """After its requeue, by us or by Slurm."""
+    """After its requeue, by us or by Slurm for our hooks."""
     if job.state == "PENDING" and not job.completing:
         if job.reason == HELD_BY_PROLOG:
-            return Release() if victim.refused or victim.requeued else Settle("held after a failed prolog")
-        if not (victim.requeued or victim.refused):
-            return Settle("requeued by somebody else")
+            return Release()
         if "Held" in job.reason or "held" in job.reason:
             if victim.lifted != victim.nice:  # its own place cannot be given back to who is held
                 return Wait()
@@ -365,8 +386,6 @@ def _follow(victim: Victim, job: Job, may: bool, now: float, start: float, first
         if waits(victim, job, now):
             return _end_wait(victim, now, start)
         return Wait(hot=now - max(victim.requeued, victim.refused) < 30)
-    if not (victim.requeued or victim.refused):
-        return Settle("requeued by somebody else")
     if job.completing:
         return Wait(hot=True)
     if runs(job):
@@ -378,6 +397,17 @@ def _follow(victim: Victim, job: Job, may: bool, now: float, start: float, first
     if job.state in DIED and not victim.ran and job.ended - job.started <= SLACK and victim.tries < LAUNCHES:
         return Requeue(incomplete=False) if may else Wait()
     return Ran() if job.state == "COMPLETED" else Settle(f"{job.state} after its requeue")
+
+
+def _others(job: Job, may: bool, expedites: bool) -> Step:
+    """After a requeue that was not ours. Who else's lets no job run again without a wait?"""
+    if (job.state, job.reason) == NOT_EXPEDITED:
+        return Release() if may else Wait()
+    if expedites and job.state in LIVE:
+        return Adopt()
+    if job.state == "PENDING" and not job.completing and job.reason == HELD_BY_PROLOG:
+        return Settle("held after a failed prolog")
+    return Settle("requeued by somebody else")
 
 
 def waits(victim: Victim, job: Job, now: float) -> bool:

@@ -87,6 +87,7 @@ class Rescue:
                 recent.append((fault, one))
                 if policy.everyones(one):
                     wide.add(fault.node)
+                    ids |= {card.job for card in policy.present(one, fault.cards)}
                 else:
                     ids |= {card.job for card in policy.touched(one, fault.cards)}
         jobs = await self.slurm.jobs(ids)
@@ -101,6 +102,10 @@ class Rescue:
                         (job, job.restarts)
                         for job in there
                         if fault.node in job.nodes and policy.hurt(one, job)
+                    ] + [
+                        (jobs[card.job], card.restarts)
+                        for card in policy.present(one, fault.cards)
+                        if card.job in jobs and policy.held_back(jobs[card.job], card)
                     ]
                 else:
                     held = {
@@ -242,7 +247,8 @@ class Rescue:
         )
         if job is None or job.size > 1:
             await self._let_go(victim, job, now)
-        step = policy.treat(victim, job, may, now, start, self.first)
+        expedites = self.site is not None and self.site.expedites
+        step = policy.treat(victim, job, may, now, start, self.first, expedites)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
             if victim.id in self.starting:
@@ -255,6 +261,10 @@ class Rescue:
                 return False
             case policy.Lift():
                 await self._lift(victim)
+                return True
+            case policy.Adopt():
+                self.ledger.victim(victim.id, requeued=now)
+                log.warning("job %s: Slurm has requeued it off %s, expedited", victim.label, victim.node)
                 return True
             case policy.Ran():
                 assert job

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from slurm_health import policy
 from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim
 from slurm_health.policy import (
+    Adopt,
     Do,
     Drained,
     Judgement,
@@ -518,6 +519,33 @@ def test_a_job_that_never_started_waits() -> None:
 def test_a_requeue_by_somebody_else_is_theirs(state: str) -> None:
     step = treat(victim(), job(state, restarts=1, ended=T + 5 if state == "FAILED" else 0.0))
     assert step == Settle("requeued by somebody else")
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CONFIGURING"])
+def test_a_job_that_slurm_runs_again_at_once_is_followed(state: str) -> None:
+    def step(of: Victim, seen: Job) -> policy.Step:
+        return policy.treat(of, seen, True, T + 5, expedites=True)
+
+    again = job(state, restarts=1, started=T + 2)
+    assert step(victim(), again) == Adopt()
+    assert step(victim(requeued=T + 3), again) == Wait(hot=True)
+    assert step(victim(), pending()) == Settle("requeued by somebody else")
+    dying = job("COMPLETING", completing=True, reason="NonZeroExitCode", ended=T + 1)
+    assert step(victim(), dying) == Wait(hot=True)
+
+
+def test_a_job_that_was_to_be_expedited_and_is_held_is_released_once() -> None:
+    state, reason = policy.NOT_EXPEDITED
+    held = job(state, restarts=1, reason=reason, nodes=())
+    assert treat(victim(), held) == Release()
+    assert treat(victim(), held, may=False) == Wait()
+    assert treat(back(), held) == Settle("REQUEUE_HOLD after its requeue")
+    for other in (replace(held, reason="launch failure limit exceeded requeued held"), pending(reason, 0.0)):
+        assert treat(victim(), other) == Settle("requeued by somebody else")
+    of_this_run = Card(7, 0, ended=T + 1)
+    assert policy.held_back(held, of_this_run)
+    assert not policy.held_back(held, replace(of_this_run, restarts=1))
+    assert not policy.held_back(pending(reason, 0.0), of_this_run)
 
 
 # after its requeue

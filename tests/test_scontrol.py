@@ -86,6 +86,13 @@ def test_a_pending_job_has_a_planned_start_and_no_nodes() -> None:
     assert scontrol.job(line(State="PENDING", StartTime="N/A", EndTime="N/A")).begins == 0
 
 
+def test_a_hold_of_slurms_own_is_one_until_it_is_released() -> None:
+    held = line(State="REQUEUE_HOLD", Reason=scontrol.REQUEUED_HELD, StartTime="N/A", NodeList="")
+    assert scontrol.job(held).state == "REQUEUE_HOLD"
+    released = scontrol.job(line(State="REQUEUE_HOLD", Reason="BeginTime", NodeList=""))
+    assert (released.state, released.begins) == ("PENDING", STARTED)
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "SUSPENDED", "CONFIGURING"])
 def test_a_live_job(state: str) -> None:
     job = scontrol.job(line(State=state))
@@ -386,8 +393,9 @@ def test_what_a_site_is(bin_: Bin) -> None:
     says("SlurmdUser   = root(0)", "SlurmUser    = nobody(4711)", "SLURM_VERSION = 22.05.8")
     assert bin_.call(CALLS["site"]) == Site(65534, (22, 5))
     assert Site(65534, (22, 5)).forgets_slowly
-    says("SLURM_VERSION           = 26.05.0-0rc1", "SlurmUser = 4711")
-    assert bin_.call(CALLS["site"]) == Site(4711, (26, 5))
+    says("SLURM_VERSION           = 26.05.0-0rc1", "SlurmUser = 4711", f"BOOT_TIME  = {START}",
+         "SlurmctldParameters     = idle_on_node_suspend,enable_expedited_requeue")  # fmt: skip
+    assert bin_.call(CALLS["site"]) == Site(4711, (26, 5), STARTED, expedites=True)
     assert not Site(4711, (23, 2)).forgets_slowly
     for lines in (
         ["nothing"],

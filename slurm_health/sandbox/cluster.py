@@ -350,13 +350,21 @@ class Sandbox:
             Machine.build(layout.hardware(name), name, gpus=gpus, ports=ports, nics=nics)
         numbers = _free_ports(len(names) + 2)
         port = numbers.pop()
+        dialect = slurmconf.dialect(_release(release))
         files = {
             "slurm.conf": slurmconf.slurm_conf(
-                layout, socket.gethostname().split(".")[0], numbers, names, gpus, slurm_conf, hooks=health
+                layout,
+                socket.gethostname().split(".")[0],
+                numbers,
+                names,
+                gpus,
+                slurm_conf,
+                hooks=health,
+                spoken=dialect.pop("slurm.conf", ()),
             ),
             "gres.conf": slurmconf.gres_conf(layout, names, gpus),
             "config.toml": slurmconf.config_toml(layout, port, mode, site_toml),
-            **slurmconf.dialect(_release(release)),
+            **{name: "".join(f"{line}\n" for line in lines) for name, lines in dialect.items()},
         }
         if health:
             for kind in ("prolog", "epilog"):

@@ -12,6 +12,8 @@ from pathlib import Path
 DIALECT: tuple[tuple[tuple[int, int], str, str], ...] = (
     # cgroup.conf(5), 23.02: without systemd and a writable cgroup tree slurmd may refuse to start otherwise.
     ((23, 2), "cgroup.conf", "CgroupPlugin=disabled"),
+    # slurm.conf(5), 25.11: sbatch --requeue=expedite is refused otherwise.
+    ((25, 11), "slurm.conf", "SlurmctldParameters=enable_expedited_requeue"),
 )
 
 CPUS_PER_GPU = 8  # an HGX H100 host has about 12 to 28 cores a GPU; enough that GPUs, not CPUs, bound a node
@@ -75,8 +77,11 @@ def slurm_conf(
     gpus: int,
     extra: Sequence[str] = (),
     hooks: bool = True,
+    spoken: Sequence[str] = (),
 ) -> str:
-    """slurm.conf. A line of `extra` replaces ours of the same name; Slurm's own times keep their defaults."""
+    """slurm.conf. `spoken` is what this release needs. A line of `extra` replaces ours of the same name;
+    Slurm's own times keep their defaults.
+    """
     folder = layout.folder
     cpus = CPUS_PER_GPU * max(gpus, 1)
     gres = f" Gres=gpu:{gpus}" if gpus else ""
@@ -107,6 +112,7 @@ def slurm_conf(
         "JobRequeue=1",
         "PrologFlags=Alloc,DeferBatch",
         "SchedulerParameters=batch_sched_delay=0",
+        *spoken,
     ]
     if hooks:
         lines += [f"Prolog={layout.etc}/prolog", f"Epilog={layout.etc}/epilog"]
@@ -134,12 +140,12 @@ def gres_conf(layout: Layout, nodes: Sequence[str], gpus: int) -> str:
     )
 
 
-def dialect(version: tuple[int, int]) -> dict[str, str]:
-    """Further files that this release needs, by name."""
-    files: dict[str, str] = {}
+def dialect(version: tuple[int, int]) -> dict[str, list[str]]:
+    """The lines that this release needs, by file."""
+    files: dict[str, list[str]] = {}
     for since, name, line in DIALECT:
         if version >= since:
-            files[name] = files.get(name, "") + line + "\n"
+            files.setdefault(name, []).append(line)
     return files
 
 

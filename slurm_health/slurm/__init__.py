@@ -27,11 +27,15 @@ class Rejected(SlurmError):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """SlurmUser's uid, who may report like root; Slurm's release, such as (22, 5). All that differs between
-    releases is named here."""
+    """SlurmUser's uid, who may report like root; Slurm's release, such as (22, 5); when slurmctld was started
+    (epoch, whole seconds); whether Slurm itself may run a job again at once that died where an epilog failed
+    (sbatch(1), --requeue=expedite, from 25.11). All that differs between releases is named here.
+    """
 
     user: int
     release: tuple[int, int]
+    booted: float = 0.0
+    expedites: bool = False
 
     @property
     def forgets_slowly(self) -> bool:

@@ -46,6 +46,8 @@ AT_ONCE = 8  # commands under way; more would only keep slurmctld and the host's
 # What squeue says when no job has the id: not an error to us. Same words in 22.05 to 26.05.
 NO_SUCH_JOB = "Invalid job id specified"
 NO_SUCH_RESERVATION = "Requested reservation is invalid"
+# squeue's Reason of a job that was held when it was requeued (job_reason_string, 22.05 to 26.05).
+REQUEUED_HELD = "job requeued in held state"
 RELEASE = re.compile(r"(\d+)\.(\d+)")
 SILENT = (
     "Unable to contact slurm controller",
@@ -94,6 +96,8 @@ def made(
         label = f"{array}_{task}"
     else:
         label = str(own)
+    if state == "REQUEUE_HOLD" and reason != REQUEUED_HELD:
+        state = "PENDING"  # the word stays after its release, until it runs
     pending = state == "PENDING"
     return Job(
         id=own,
@@ -328,4 +332,9 @@ class Commands:
             uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
         except KeyError:
             raise SlurmError(f"SlurmUser {user} is unknown on this host") from None
-        return Site(uid, (int(release[1]), int(release[2])))
+        return Site(
+            uid,
+            (int(release[1]), int(release[2])),
+            moment(said.get("BOOT_TIME", "")),
+            "enable_expedited_requeue" in said.get("SlurmctldParameters", ""),
+        )
