@@ -52,6 +52,7 @@ class Case:
     drained: float = 0.0  # when we drained it (epoch)
     attempts: list[Any] = field(default_factory=list)  # drains of ours that may have happened, or may yet
     state: Node | None = None
+    forgotten: bool = False  # Slurm no longer knows that we drained it
     why_not: str = ""  # why nothing is done about it
 
     @property
@@ -215,6 +216,8 @@ class Controller:
             self.outage.over()
             for case in wanted:
                 case.state = states.get(case.name)
+            await self._recall(wanted)
+            for case in wanted:
                 if case.state and case.state.out:
                     self.shown_out[case.name] = asked
         paused, room = self.rescue.paused(), self._room(total)
@@ -237,6 +240,17 @@ class Controller:
         await self.rescue.note(
             Fault(case.name, case.pressing, case.cards, case.drained, case.why_not) for case in cases
         )
+
+    async def _recall(self, cases: Iterable[Case]) -> None:
+        """Take drains that slurmctld forgot when it was killed for none at all: no admin ended them."""
+        back = [case for case in cases if case.state and policy.was_back(case.ours, case.state)]
+        booted = (await self.slurm.site()).booted if back else 0.0
+        for case in back:
+            if policy.forgot(booted, case.drained, self.shown_out.get(case.name, case.drained)):
+                log.error("%s: slurmctld was started anew and has forgotten that it is drained", case.name)
+                self.ledger.drained(case.name, "", 0, 0.0)
+                self.out.discard(case.name)
+                case.ours, case.drained, case.forgotten = policy.Drained(), 0.0, True
 
     def _cases(self, names: Collection[str]) -> list[Case]:
         incidents: dict[str, list[Incident]] = defaultdict(list)
@@ -264,7 +278,7 @@ class Controller:
         """Draw the consequence for one node: all but a drain, whose reason is returned."""
         name, state = case.name, case.state
         first = min((one.since for one in case.pressing), default=None)
-        refused = policy.our_hook(state, case.ours, case.cards, first)
+        refused = case.forgotten or policy.our_hook(state, case.ours, case.cards, first)
         attempted = {row.detail for row in case.attempts}
         judged = policy.judge(state, case.incidents, case.ours, attempted, outlook, refused)
         if policy.lost(case.ours, state, judged.do):

@@ -39,6 +39,7 @@ HOOK_REASONS = frozenset({"Prolog error", "Epilog error"})
 DRAINED_BY_OTHERS = "drained by somebody else"
 # What a job may have broken itself: only who holds the device is touched.
 DEVICE_CODES = ("GPU_", "NVSWITCH_")
+FORGETS = 600.0  # seconds after a drain in which a new slurmctld that does not know it may have lost it
 SUSPECTS = 2  # nodes that a job may break the same way before it is held and the next one left alone
 SUSPECT = "suspect job: "  # how it is noted that a node is left alone
 # squeue's Reason of a job that a failed prolog sent back (job_reason_string, Slurm 22.05 to 26.05).
@@ -147,6 +148,18 @@ def lost(ours: Drained, node: Node | None, do: Do) -> bool:
     if not ours.reason or node is None or not node.out or do is Do.STAND:
         return False
     return (node.reason, node.since) != (ours.reason, ours.since) and node.reason not in HOOK_REASONS
+
+
+def was_back(ours: Drained, node: Node) -> bool:
+    """Whether a node that we drained is in service, or was: Slurm then drained it anew for a failed hook."""
+    return bool(ours.reason) and (not node.out or node.reason in HOOK_REASONS)
+
+
+def forgot(booted: float, drained: float, shown: float) -> bool:
+    """Whether a drain of ours that no longer stands was lost and not ended by an admin: slurmctld was killed
+    within the seconds in which it had not written it down (SAVE_MAX_WAIT, 5 s), and started anew (`booted`)
+    after it last showed it (`shown`)."""
+    return math.floor(shown) <= booted <= drained + FORGETS
 
 
 def obstacle(node: Node, outlook: Outlook) -> str:

@@ -521,6 +521,31 @@ def test_a_requeue_by_somebody_else_is_theirs(state: str) -> None:
     assert step == Settle("requeued by somebody else")
 
 
+def test_what_slurmctld_forgot_is_asked_where_the_node_was_back_in_service() -> None:
+    ours = Drained("slurm-health: x", 7)
+    out = Node("n1", frozenset({"IDLE", "DRAIN"}), "slurm-health: x", 7)
+    assert policy.was_back(ours, Node("n1", frozenset({"IDLE"})))
+    assert policy.was_back(ours, replace(out, reason="Epilog error"))
+    assert not policy.was_back(ours, out)
+    assert not policy.was_back(ours, replace(out, reason="an admin's"))
+    assert not policy.was_back(Drained(), Node("n1", frozenset({"IDLE"})))
+
+
+@pytest.mark.parametrize(
+    ("booted", "shown", "lost"),
+    [
+        (T - 3600, T + 4, False),  # nobody but an admin ended it
+        (T + 5, T + 4, True),
+        (T + 4, T + 4.9, True),  # of the same second nobody knows
+        (T + 5, T + 6, False),  # it outlived the start
+        (T + 300, T, True),
+        (T + 3600, T, False),
+    ],
+)
+def test_a_drain_that_slurmctld_forgot_is_no_admins_resume(booted: float, shown: float, lost: bool) -> None:
+    assert policy.forgot(booted, T, shown) is lost
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "CONFIGURING"])
 def test_a_job_that_slurm_runs_again_at_once_is_followed(state: str) -> None:
     def step(of: Victim, seen: Job) -> policy.Step:

@@ -1,5 +1,8 @@
 """Whoever of us or of Slurm was away when it happened: it is made good, and done once."""
 
+import signal
+import time
+
 import pytest
 
 pytestmark = pytest.mark.cluster
@@ -49,3 +52,24 @@ def test_slurmctld_does_not_answer_for_a_while(cluster):
         all_followed_once(cluster, job, node, code)
         assert [name for name in cluster.names if not cluster.serves(name)] == [node]
         cluster.until(lambda: cluster.health_json("status")["slurm"]["trouble"], "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "killed"])
+def test_slurmctld_is_gone_while_actions_are_under_way(cluster, how):
+    """A killed one forgets what it was told in its last seconds, drains too."""
+    submitted = [cluster.running("sleep 300", "--gpus=8") for _ in range(2)]
+    jobs = {cluster.nodes_of(job)[0]: job for job in submitted}
+    saved, ran = cluster.box.layout.ctld / "state/job_state", time.time()
+    cluster.until(lambda: saved.exists() and saved.stat().st_mtime > ran, True)
+    codes = {node: cluster.xid(node) for node in jobs}
+    cluster.until(lambda: [act for one in cluster.incidents() for act in one["actions"]], len)
+    cluster.restart("slurmctld", how)
+    for node, code in codes.items():
+        incident = cluster.ran_again(code=code, node=node)
+        assert cluster.reason(node).startswith(f"slurm-health: {code}(")
+        assert [(one["job"], one["outcome"]) for one in incident["jobs"]] == [(jobs[node], "runs again")]
+        assert (incident["acknowledged"], incident["closed"]) == (None, None)
+    for node, job in jobs.items():
+        assert node not in cluster.nodes_of(job)
+        assert len(cluster.runs(job)) == 2
+    assert len(cluster.incidents()) == 2
