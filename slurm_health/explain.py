@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import groupby
 
 from slurm_health import rules
 from slurm_health.duration import short
@@ -96,6 +98,55 @@ def page(code: str, book: RuleBook | None = None) -> str:
         hint = f"; there is {', '.join(near)}" if near else "; `slurm-health explain` lists them"
         raise KeyError(f"no code {code}{hint}")
     return "\n\n".join(_rule_page(rule) for rule in found)
+
+
+def markdown(book: RuleBook | None = None) -> str:
+    """Every rule and every event in tables: docs/FAULTS.md."""
+    book = book or rules.load()
+    tables = [HEAD]
+    of_probe = sorted(book.rules, key=lambda rule: rule.reading.partition(".")[0])
+    for probe, group in groupby(of_probe, key=lambda rule: rule.reading.partition(".")[0]):
+        rows = [
+            (rule.code, rule.text, _seen(rule), str(rule.severity), _jobs(rule), _cleared(rule), rule.source)
+            for rule in group
+        ]
+        table = _table(("code", "fault", "seen by", "severity", "jobs", "ends", "source"), rows)
+        tables.append(f"## {probe}\n\n{table}")
+    for name, prefix in rules.EVENTS.items():
+        events = [
+            (f"{prefix}_{number}", one.text, one.fault, str(one.severity), _jobs(one), _special(one))
+            for number, one in sorted(book.events[name].items())
+        ]
+        table = _table(("code", "event", "whose fault", "severity", "jobs", "but if"), events)
+        tables.append(f"## {prefix}\n\nSource: {SOURCES[name]}\n\n{table}")
+    return "\n\n".join(tables) + "\n"
+
+
+HEAD = """# What is found, and by which rule
+
+Made from rules.toml and xid.toml by `slurm-health explain --markdown`; `slurm-health explain CODE` says more.
+*jobs* is what becomes of the jobs that a fault touches once its node is out: requeued `now`, let to `finish`
+(and requeued if they die of it), or `none` of it. *ends* is how long it must be good again; longer when it
+comes back soon. Thresholds are the packaged ones: a site's `[[rule]]` changes any."""
+
+
+def _jobs(one: Rule | Opinion) -> str:
+    return str(one.job) if one.severity is Severity.CRITICAL else "none"
+
+
+def _special(opinion: Opinion) -> str:
+    return "; ".join(
+        f"{detail}: {one.severity}, {_jobs(one)}" for detail, one in sorted(opinion.when.items())
+    )
+
+
+def _cleared(rule: Rule) -> str:
+    return short(rule.clear) if isinstance(rule.clear, int | float) else rule.clear
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _rule_page(rule: Rule) -> str:

@@ -59,3 +59,19 @@ def test_no_such_code(code: str) -> None:
 def test_a_code_that_is_nearly_right_is_answered_with_those_that_are() -> None:
     with pytest.raises(KeyError, match="GPU_MISSING"):
         explain.page("GPU_MISING", BOOK)
+
+
+def test_a_page_of_a_windowed_rule_says_its_window() -> None:
+    row = {"reading": "a.b", "severity": "warning", "text": "x"}
+    counter = {**row, "code": "A", "when": {"rises": 120}, "within": "1h", "clear": "boot"}
+    lasting = {**row, "code": "B", "when": {"is": True}, "lasts": "60s", "within": "10m", "clear": "never"}
+    repeated = {**row, "code": "GPU_XID_13", "reading": "kernel.xid", "when": {"is": 13}, "times": 3,
+                "within": "24h", "distinct": "user"}  # fmt: skip
+    book = rules.load([counter, lasting, repeated])
+    assert "a.b rises by 120 or more within 1h" in explain.page("A", book)
+    assert "with the next boot" in explain.page("A", book)
+    assert "a.b is true, for 1m in all within 10m" in explain.page("B", book)
+    assert "incidents close" in explain.page("B", book)
+    page = explain.page("GPU_XID_13", book)
+    assert "an application's" in page
+    assert "kernel.xid is 13, in 3 users within 1d" in page

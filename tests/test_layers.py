@@ -138,7 +138,9 @@ LIBRARIES = {
     "pydantic": {"config"},
     "pyslurm": {"slurm.worker"},
     "psutil": below("sandbox"),
-    "ClusterShell": {"config", "rescue", "web", "gres", "slurm.scontrol", "slurm.api", "sandbox.demo"},
+    "ClusterShell": {
+        *("config", "expected", "rescue", "web", "gres", "slurm.scontrol", "slurm.api", "sandbox.demo")
+    },
 }
 
 

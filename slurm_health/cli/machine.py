@@ -92,17 +92,25 @@ def probes(as_json: bool, config_file: str | None) -> None:
 
 @click.command()
 @click.argument("code", required=False)
-def explain(code: str | None) -> None:
-    """Say what CODE means, how it is seen, what is done about it; without CODE, list them all."""
-    from slurm_health import explain
+@click.option("--markdown", is_flag=True, help="All of them in tables, as in docs/FAULTS.md.")
+@config_option
+def explain(code: str | None, markdown: bool, config_file: str | None) -> None:
+    """Say what CODE means, how it is seen, what is done about it; without CODE, list them all.
 
-    if code is None:
-        click.echo("\n".join(explain.codes()))
-        return
-    try:
-        click.echo(explain.page(code.upper()))
-    except KeyError as error:
-        raise click.UsageError(str(error.args[0])) from None
+    With a configuration the site's own rules are in it, too.
+    """
+    from slurm_health import explain, rules
+
+    book = rules.load(load_config(config_file).rule)
+    if markdown:
+        click.echo(explain.markdown(book), nl=False)
+    elif code is None:
+        click.echo("\n".join(explain.codes(book)))
+    else:
+        try:
+            click.echo(explain.page(code.upper(), book))
+        except KeyError as error:
+            raise click.UsageError(str(error.args[0])) from None
 
 
 @click.command()
@@ -215,13 +223,21 @@ def config_show(as_json: bool, config_file: str | None) -> None:
 
 
 @config.command("generate")
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @root_option
 @click.option("--match", help="For which nodes; else this host.")
-def config_generate(root: str, match: str | None) -> None:
-    """Print the [[nodes]] section that expects what this machine has. Run it on a healthy node."""
+def config_generate(files: tuple[str, ...], root: str, match: str | None) -> None:
+    """Print the [[nodes]] section that expects what this machine has. Run it on a healthy node.
+
+    With FILES, what it printed on several nodes: one section for all that have the same, and how the others
+    differ.
+    """
     from slurm_health import baseline, rules, scan
     from slurm_health.host import Host
 
+    if files:
+        click.echo(_merged(files))
+        return
     library = os.environ.get("SLURM_HEALTH_NVML_LIBRARY", "")
     seen = scan.scan(Host(root), baseline.Expectations(), rules.load(), library)
     if seen.verdict not in ("ok", "warning"):
@@ -231,6 +247,23 @@ def config_generate(root: str, match: str | None) -> None:
     for report in seen.reports:
         learned, _ = baseline.learn(learned, report)
     click.echo(baseline.section(learned, match or hostname()))
+
+
+def _merged(files: tuple[str, ...]) -> str:
+    import tomllib
+
+    from slurm_health import config, expected
+
+    sections: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            found = tomllib.loads(Path(file).read_text(encoding="utf-8"))["nodes"]
+            for number, section in enumerate(found):
+                config.Nodes.model_validate(section)
+                sections.append(found[number])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise click.UsageError(f"{file} is no output of `config generate`: {error}") from None
+    return expected.merge(sections)
 
 
 def _flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
