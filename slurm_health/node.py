@@ -24,7 +24,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from slurm_health import baseline, cards, gres, policy, rules, systemd, wire
+from slurm_health import baseline, cards, gres, identity, policy, rules, systemd, wire
 from slurm_health.config import Config
 from slurm_health.host import Host, uptime
 from slurm_health.link import Link
@@ -69,8 +69,9 @@ class NodeDaemon:
         self.baseline = baseline.begin(baseline.load(state_dir / "baseline.json"), self.boot)
         self.memory = rules.begin(self._saved("memory.json"), self.boot)
         self.saved = time.monotonic()
+        self.names = identity.recall(self._saved("names.json"))
         self.standing: tuple[Finding, ...] = tuple(
-            _sendable(found)
+            _sendable(identity.named(found, self.names))
             for found in rules.judge(self.book, (), self.memory, time.time())[0]
             if found.lasting
         )
@@ -271,6 +272,9 @@ class NodeDaemon:
                 else:
                     self.blind.pop(report.probe, None)
         sick = [found.device for found in self.standing if found.severity is Severity.CRITICAL]
+        if (names := identity.learn(self.names, report.readings)) is not self.names:
+            self.names = names
+            self._save("names.json", lambda path: path.write_text(json.dumps(names)))
         learned, notes = baseline.learn(self.baseline, report, sick)
         for note in notes:
             log.info("%s", note)
@@ -311,7 +315,7 @@ class NodeDaemon:
     def _judge(self, readings: Iterable[Reading]) -> None:
         remembered = self.memory
         judged, self.memory = rules.judge(self.book, readings, self.memory, self._now())
-        findings = [_sendable(found) for found in judged]
+        findings = [_sendable(identity.named(found, self.names)) for found in judged]
         before = {found.moment for found in self.standing}
         standing = tuple(found for found in findings if found.lasting)
         new = [found for found in findings if not found.lasting or found.moment not in before]

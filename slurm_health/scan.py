@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slurm_health import rules
+from slurm_health import identity, rules
 from slurm_health.baseline import Expectations, expect
 from slurm_health.host import Host
 from slurm_health.model import Finding, Reading, Report, Severity
@@ -179,7 +179,9 @@ def _kernel(host: Host) -> Sequence[Reading]:
 
 def _judge(book: RuleBook, expectations: Expectations, reports: Sequence[Report]) -> tuple[Finding, ...]:
     readings = [one for report in reports for one in expect(None, expectations, report)]
-    found, _ = rules.judge(rules.at_once(book), readings, rules.begin(None, ""), time.time())
+    judged, _ = rules.judge(rules.at_once(book), readings, rules.begin(None, ""), time.time())
+    names = identity.learn({}, readings)
+    found = [identity.named(one, names) for one in judged]
     return tuple(sorted(found, key=lambda one: (-one.severity, one.code, one.device)))
 
 

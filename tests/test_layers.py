@@ -65,9 +65,10 @@ WORLD = {
 }
 
 
-@pytest.mark.parametrize(
-    "module", ["model", "policy", *sorted(below("rules")), "baseline", "gpus", "duration"]
-)
+PURE = ["model", "policy", *sorted(below("rules")), "baseline", "duration", "identity", "expected", "gpus"]
+
+
+@pytest.mark.parametrize("module", PURE)
 def test_opinions_and_consequences_do_no_io(module: str) -> None:
     allowed = {"model": set[str](), "baseline": {"pathlib", "os"}}.get(module, set())
     assert {name.partition(".")[0] for name in imports(f"slurm_health.{module}")} & WORLD <= allowed

@@ -564,3 +564,14 @@ def test_what_an_admin_closes_ends_where_only_that_ends_it(here: NodeDaemon) -> 
     assert "STICKY" not in (here.state_dir / "memory.json").read_text()
     here._judge([Reading("a.b", "d|1", True)])  # it is still so
     assert [one.code for one in here.compose().opened] == ["STICKY"]
+
+
+def test_a_lost_gpu_is_named_over_a_restart(tmp_path: Path) -> None:
+    gpu = "0000:5d:00.0"
+    names = [("gpu.uuid", "GPU-9a"), ("gpu.serial", "1650"), ("gpu.minor", 3)]
+    for made in daemon_in(tmp_path, ""):
+        made._report(Report("gpu", tuple(Reading(name, gpu, value) for name, value in names)))
+    for again in daemon_in(tmp_path, ""):
+        again._judge([Reading("kernel.xid", gpu, 79, "NVRM: gone", "b/9", time.time())])
+        [found] = again.compose().opened
+        assert found.evidence == "NVRM: gone [/dev/nvidia3, GPU-9a, serial 1650]"

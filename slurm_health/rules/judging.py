@@ -143,8 +143,8 @@ def _bad(
             return None, ""
         windows[key] = seen = window.rise(windows.get(key), value, now, rule.within)
         risen = window.total(seen, now, rule.within)
-        words = f"{reading.name} rose by {risen:g} within {duration.short(rule.within)}, to {value}"
         if risen >= rule.when.by:
+            words = f"{reading.name} rose by {risen:g} within {duration.short(rule.within)}, to {value}"
             return True, f"{reading.evidence}; {words}" if reading.evidence else words
         # at its end a counter no longer shows what comes: that is not good news
         return (None if value == WIDTHS.get(reading.detail) else False), ""
@@ -157,8 +157,10 @@ def _bad(
         return False, ""
     windows[key] = spent
     lasted = window.total(spent, now, rule.within)
+    if lasted < rule.lasts:
+        return False, ""
     words = f"{reading.evidence or f'{reading.name} was {reading.value}'}, for {lasted:.0f} s"
-    return lasted >= rule.lasts, f"{words} within {duration.short(rule.within)}"
+    return True, f"{words} within {duration.short(rule.within)}"
 
 
 def _grown(rule: Rule, ended: list[float] | None, since: float) -> float | None:

@@ -19,8 +19,10 @@ Window = dict[str, Any]
 
 def total(window: Window, now: float, within: float) -> float:
     """How much came within the last `within` seconds."""
-    edge = now - within
     steps: Steps = window["steps"]
+    if not steps:
+        return 0
+    edge = now - within
     return sum(
         amount if start >= edge else amount * (end - edge) / (end - start)
         for start, end, amount in steps
@@ -104,7 +106,7 @@ def _number(value: object) -> bool:
 
 
 def _with(steps: Steps, start: float, end: float, amount: float, within: float) -> Steps:
-    kept = [step for step in steps if step[1] > end - within]
+    kept = [step for step in steps if step[1] > end - within] if steps else []
     if not amount:
         return kept
     if kept and end - kept[-1][0] <= 2 * within / STEPS:
