@@ -111,7 +111,7 @@ A_MINUTE = own(when={"rises": 82}, within="1m", clear="0s")
 COUNTS = st.lists(st.one_of(st.none(), st.integers(0, 40)), max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     COUNTS,
     st.lists(st.sampled_from(["reset", "restart", "misread", "back", "ahead"]), max_size=60),
@@ -146,7 +146,7 @@ def test_nothing_but_rises_is_ever_found(steps: list[int | None], troubles: list
             assert node(now, counter(value)) == ()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.01, 400), st.integers(0, 1000)), min_size=1, max_size=400))
 def test_a_window_stays_small_and_true(steps: list[tuple[float, int]]) -> None:
     """A window is never more than what came, within a part of it; and bounded, however often one looks."""
