@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ClusterShell.NodeSet import NodeSet
+from ClusterShell.RangeSet import RangeSet
 
 from slurm_health import policy
 from slurm_health.config import Config
@@ -99,11 +100,11 @@ class Rescue:
             for fault, one in recent:
                 if policy.everyones(one):
                     found = [
-                        (job, job.restarts)
+                        (job, job.restarts, "")
                         for job in there
                         if fault.node in job.nodes and policy.hurt(one, job)
                     ] + [
-                        (jobs[card.job], card.restarts)
+                        (jobs[card.job], card.restarts, "")
                         for card in policy.present(one, fault.cards)
                         if card.job in jobs and policy.held_back(jobs[card.job], card)
                     ]
@@ -113,12 +114,12 @@ class Rescue:
                         for card in sorted(policy.touched(one, fault.cards), key=lambda card: card.restarts)
                     }
                     found = [
-                        (jobs[number], card.restarts)
+                        (jobs[number], card.restarts, _folded(card.ranks.get(one.device, ())))
                         for number, card in held.items()
                         if number in jobs and jobs[number].restarts >= card.restarts
                     ]
-                for job, restarts in found:
-                    news |= self._note_touched(fault, one, job, restarts)
+                for job, restarts, ranks in found:
+                    news |= self._note_touched(fault, one, job, restarts, ranks)
         if news:
             self.wake()
 
@@ -130,9 +131,9 @@ class Rescue:
             return False
         return self._note(incident, job, card.restarts, card.refused)
 
-    def _note_touched(self, fault: Fault, incident: Incident, job: Job, restarts: int) -> bool:
+    def _note_touched(self, fault: Fault, incident: Incident, job: Job, restarts: int, ranks: str) -> bool:
         if not fault.why_not and self.config.mode == "requeue":
-            return self._note(incident, job, restarts)
+            return self._note(incident, job, restarts, ranks=ranks)
         why = fault.why_not or f"mode is {self.config.mode}"
         if job.completing or job.state in policy.LIVE | policy.DIED:  # no other would be requeued
             self.ledger.would(incident.id, "requeue", job.label, why, time.time())
@@ -145,11 +146,17 @@ class Rescue:
             self.wake()
 
     def _note(
-        self, incident: Incident, job: Job, restarts: int, refused: float = 0.0, requeued: float = 0.0
+        self,
+        incident: Incident,
+        job: Job,
+        restarts: int,
+        refused: float = 0.0,
+        requeued: float = 0.0,
+        ranks: str = "",
     ) -> bool:
         if job.label.isdigit():  # a heterogeneous job is brought back as a whole, whatever part was touched
             job = replace(job, id=int(job.label))
-        return self.ledger.touch(incident, job, restarts, refused, time.time(), requeued)
+        return self.ledger.touch(incident, job, restarts, refused, time.time(), requeued, ranks)
 
     def suspect(self, job: int, *more: Hurt) -> str:
         """Why a job is suspect of breaking nodes itself, these faults counted too; "" when it is not."""
@@ -460,7 +467,9 @@ class Rescue:
 
     def _cause(self, victim: Victim) -> str:
         incident = self.ledger.incident(victim.incident)
-        return f"slurm-health: {victim.node}: {incident.words if incident else 'fault'}"
+        ranks = self.ledger.ranks(victim.incident, victim.id)
+        where = f"{_who(ranks)} on {victim.node}" if ranks else victim.node
+        return f"slurm-health: {where}: {incident.words if incident else 'fault'}"
 
     async def _tell(self, victim: Victim, job: Job, text: str) -> None:
         """A line in the job's stderr. That it cannot be told must not keep it from being helped."""
@@ -484,6 +493,14 @@ class Rescue:
                 await self.slurm.set_comment(victim.label, both)
         except SlurmError as error:
             log.warning("job %s: AdminComment: %s", victim.label, error)
+
+
+def _folded(ranks: Iterable[int]) -> str:
+    return str(RangeSet.fromlist(map(str, ranks)))
+
+
+def _who(ranks: str) -> str:
+    return f"rank {ranks}" if ranks.isdigit() else f"ranks {ranks}"
 
 
 def _reservation(victim: Victim) -> str:

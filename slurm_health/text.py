@@ -135,7 +135,8 @@ def story(row: dict[str, Any]) -> str:
             if job["running"]
             else job["outcome"]
         )
-        lines.append(f"  job {job['job']} of {job['user']}: {end or 'is being followed'}")
+        on = f" (on the device: rank {job['ranks']})" if job["ranks"] else ""
+        lines.append(f"  job {job['job']} of {job['user']}{on}: {end or 'is being followed'}")
     return "\n".join(lines)
 
 

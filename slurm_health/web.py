@@ -475,6 +475,7 @@ def story(row: dict[str, Any], everything: bool, uid: int) -> dict[str, Any]:
                 "id": job["job"],
                 "restarts": job["restarts"],
                 "user": name(job["uid"]),
+                "ranks": job["ranks"],
                 "urgency": job["urgency"],
                 "outcome": job["outcome"],
                 **{key: iso(job[key]) for key in ("refused", "requeued", "running", "settled")},

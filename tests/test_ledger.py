@@ -425,7 +425,7 @@ def test_forgetting_drops_all_that_hangs_on_an_incident_and_nothing_else(ledger:
     assert (story["id"], [job["job"] for job in story["jobs"]]) == (link.id, [8])
     for table in (schema.evidence, schema.actions):
         assert {row.incident for row in rows(ledger, table)} == {link.id}
-    assert [tuple(row) for row in rows(ledger, schema.touches)] == [(link.id, 2)]
+    assert [tuple(row) for row in rows(ledger, schema.touches)] == [(link.id, 2, "")]
     with ledger.engine.connect() as connection:
         assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
 
@@ -1015,6 +1015,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "incident": lambda ledger: ledger.incident(1),
     "latest": lambda ledger: ledger.latest("n1", T),
     "unsettled": lambda ledger: ledger.unsettled("drain", "n1"),
+    "ranks": lambda ledger: ledger.ranks(1, 1),
     "drained_since": lambda ledger: ledger.drained_since(T),
     "under way": lambda ledger: ledger.drained_since(0, under_way=True),
     "node": lambda ledger: ledger.node("n1"),

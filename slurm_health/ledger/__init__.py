@@ -363,10 +363,17 @@ class Ledger(Store):
     # Jobs
 
     def touch(
-        self, incident: Incident, job: Job, restarts: int, refused: float, now: float, requeued: float = 0.0
+        self,
+        incident: Incident,
+        job: Job,
+        restarts: int,
+        refused: float,
+        now: float,
+        requeued: float = 0.0,
+        ranks: str = "",
     ) -> bool:
-        """Note that the fault touches this run of the job; whether that was news. `requeued`: when Slurm had
-        requeued it for that by itself."""
+        """Note that the fault touches this run of the job, and its `ranks` on the device; whether that was
+        news. `requeued`: when Slurm had requeued it for that by itself."""
         with self.transaction() as connection:
             if job.completing and restarts == job.restarts:
                 # Slurm counts a requeue before the run that it ends has left the node: that is no new run.
@@ -411,8 +418,14 @@ class Ledger(Store):
                 sa.select(touches.c.victim).filter_by(incident=incident.id, victim=number)
             )
             if not linked:
-                connection.execute(touches.insert().values(incident=incident.id, victim=number))
+                connection.execute(touches.insert().values(incident=incident.id, victim=number, ranks=ranks))
             return not linked
+
+    def ranks(self, incident: int, victim: int) -> str:
+        """Which ranks of a touched job sat on the broken device, folded ("3,5-7"), "" where unknown."""
+        query = sa.select(touches.c.ranks).filter_by(incident=incident, victim=victim)
+        with self.transaction(write=False) as connection:
+            return connection.scalar(query) or ""
 
     def pending_victims(self) -> list[Victim]:
         """The jobs whose story is not at its end."""
@@ -480,7 +493,7 @@ class Ledger(Store):
             acts = _by_incident(connection, actions, numbers, actions.c.id)
             touched: dict[int, list[dict[str, Any]]] = {}
             for job_of in connection.execute(
-                sa.select(touches.c.incident.label("of"), victims)
+                sa.select(touches.c.incident.label("of"), touches.c.ranks, victims)
                 .join(victims, victims.c.id == touches.c.victim)
                 .where(touches.c.incident.in_(numbers))
                 .order_by(victims.c.id)

@@ -105,6 +105,7 @@ touches = sa.Table(
     metadata,
     sa.Column("incident", sa.ForeignKey("incidents.id"), primary_key=True),
     sa.Column("victim", sa.ForeignKey("victims.id"), primary_key=True, index=True),
+    sa.Column("ranks", sa.Text, nullable=False, server_default=""),  # that sat on the device, folded
 )
 
 nodes = sa.Table(
