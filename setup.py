@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["slurm_health", "slurm_health.*"]),
     package_data={
-        "slurm_health": ["*.toml", "sandbox/*.c", "sandbox/*.sh"],
+        "slurm_health": ["*.toml", "sandbox/*.c", "sandbox/*.sh", "sandbox/*.toml"],
     },
     data_files=[
         ("share/slurm-health/prolog", ["prolog/slurm-health.sh"]),

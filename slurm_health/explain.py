@@ -156,7 +156,7 @@ def _rule_page(rule: Rule) -> str:
         ("severity", str(rule.severity)),
         ("node", NODE[rule.severity]),
         ("jobs", JOBS[rule.job] if rule.severity is Severity.CRITICAL else JOBS[Urgency.NONE]),
-        ("ends", _ends(rule)),
+        ("ends", "" if rule.reading.startswith("kernel.") else _ends(rule)),  # what happened does not end
         ("do", rule.advice),
         ("source", rule.source),
     ]

@@ -309,6 +309,8 @@ class NodeDaemon:
         if fresh:
             runs = self._cards(time.time())
             self._judge(replace(one, job=cards.holder(runs, one.device, one.at)) for one in fresh)
+            if self.worker and any(map(kernel.nvml_knows, fresh)):
+                self.gpu_due = min(self.gpu_due, time.monotonic())
         if found:
             self._save("cursor", lambda path: path.write_text(f"{self.boot} {records[-1].sequence}\n"))
 

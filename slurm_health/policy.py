@@ -37,8 +37,8 @@ ELSEWHERE = frozenset(
 HOOK_REASONS = frozenset({"Prolog error", "Epilog error"})
 # How a drain that is not ours is noted; when it ends, an admin has seen what stands against the node.
 DRAINED_BY_OTHERS = "drained by somebody else"
-# What a job may have broken itself: only who holds the device is touched.
-DEVICE_CODES = ("GPU_", "NVSWITCH_")
+# What a job may have broken itself: only who holds the device is touched (of PCIe devices GPUs are held).
+DEVICE_CODES = ("GPU_", "NVSWITCH_", "PCIE_")
 FORGETS = 600.0  # seconds after a drain in which a new slurmctld that does not know it may have lost it
 SUSPECTS = 2  # nodes that a job may break the same way before it is held and the next one left alone
 SUSPECT = "suspect job: "  # how it is noted that a node is left alone

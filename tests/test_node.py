@@ -153,6 +153,23 @@ def test_a_fault_from_the_first_line_to_the_end(daemon: Daemon, controller: Cont
     assert (daemon.state / "spool").read_text() == ""
 
 
+def test_nvml_is_asked_at_once_what_a_memory_error_left_behind(
+    daemon: Daemon, controller: Controller
+) -> None:
+    slow = (daemon.folder / "config.toml").read_text().replace('gpu_every = "200ms"', 'gpu_every = "1h"')
+    (daemon.folder / "config.toml").write_text(slow)
+    daemon.start()
+    daemon.wait_for("ok")
+    daemon.machine.inject("remap-pending", gpu=1)
+    daemon.machine.inject("xid", gpu=1, code=63)
+    wait(lambda: {"GPU_XID_63", "GPU_REMAP_PENDING"} <= set(controller.codes))
+    found = {one.code: one for report in controller.reports for one in report.opened}
+    assert (found["GPU_XID_63"].severity, found["GPU_REMAP_PENDING"].severity) == (
+        Severity.WARNING,
+        Severity.CRITICAL,
+    )
+
+
 def test_ranks_are_remembered_when_they_and_their_gpu_are_gone(
     daemon: Daemon, controller: Controller
 ) -> None:

@@ -24,6 +24,13 @@ KERNEL = (
     "2025-01-02T15:20:12.123456+08:00 gpu001 kernel: [ 12.345678] {}",
     "Jan  2 15:20:12 gpu001 kernel: {}",
     "Jan 12 15:20:12 gpu001.example.org kernel: [12345.678901] {}",
+    "[Sun Dec 1 14:54:40 2024] gpu001 kernel: {}",
+    "gpu001 kernel: {}",
+    "kernel: {}",
+    "[12345.678901] [T4242] {}",
+    "[   12.345678][  C12] {}",
+    "Jan  2 15:20:12 gpu001 kernel: message repeated 9 times: [ {}]",
+    "kernel: message repeated 9 times: [{}]",
 )
 OTHERS = (
     "12,17,123,-;{}",
@@ -38,6 +45,11 @@ OTHERS = (
     "W0326 15:43:36.380682   12398 reflector.go:458] {}",
     "{} ".join(["quoted: ", ""]),
     "4,17,123;{}",
+    "<30>[  201.654822] systemd[1]: {}",
+    "<12>[  201.654822] {}",
+    "gpu001 python3: {}",
+    "gpu001 kernel[12]: {}",
+    "Jan  2 15:20:12 gpu001 python3[9]: message repeated 9 times: [ {}]",
 )
 
 
@@ -69,6 +81,42 @@ def test_an_nvswitch_event() -> None:
         None,
         None,
     )
+
+
+LOST = (
+    "NVRM: The NVIDIA GPU 0000:3b:00.0",
+    "NVRM: (PCI ID: 10de:2330) installed in this system has",
+    "NVRM: fallen off the bus and is not responding to commands.",
+)
+
+
+@pytest.mark.parametrize("form", KERNEL[2:-2])
+def test_a_message_over_several_lines_is_one_event_at_its_first(form: str) -> None:
+    lines = [form.format(line) for line in LOST]
+    found = list(replay(["x", *lines, form.format(XID)], BOOK))
+    assert [(one["line"], one["code"], one["xid"]) for one in found] == [
+        (2, "GPU_XID_79", None),
+        (5, "GPU_XID_79", 79),
+    ]
+    assert list(replay([lines[0], form.format("NVRM: loading"), *lines[1:]], BOOK)) == []
+    assert list(replay(lines[:1], BOOK)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "severity"),
+    [
+        ("nvidia 0000:3b:00.0: PCIe Bus Error: severity=Corrected, type=Physical Layer, (Receiver ID)",
+         "PCIE_ERRORS", "ok"),
+        ("Buffer I/O error on dev sda1, logical block 7, async page read", "DISK_ERRORS", "warning"),
+        ("Buffer I/O error on dev loop0, logical block 7, async page read", "DISK_ERRORS", "ok"),
+        ("EXT4-fs (sda1): Remounting filesystem read-only", "DISK_READ_ONLY", "critical"),
+        ("NMI watchdog: Watchdog detected hard LOCKUP on cpu 3", "KERNEL_LOCKUP", "critical"),
+        ("INFO: task python3:4242 blocked for more than 120 seconds.", "KERNEL_HUNG_TASK", "warning"),
+    ],
+)  # fmt: skip
+def test_how_bad_a_line_is_by_itself(text: str, code: str, severity: str) -> None:
+    [one] = replay([text], BOOK)
+    assert (one["code"], one["severity"], one["xid"]) == (code, severity, None)
 
 
 def test_every_line_of_a_burst_is_printed() -> None:

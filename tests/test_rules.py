@@ -50,7 +50,7 @@ class Node:
 # -- the tables --------------------------------------------------------------------------
 
 NOW = {46, 48, 62, 79, 95, 119, 120, 140, 158, 167, 169, 173}
-FINISH = {54, 64, 74, 110, 136, 143, 155, 156, 168}
+FINISH = {54, 74, 110, 136, 143, 155, 156, 168}
 APPLICATION = {13, 31, 43, 45, 68, 69, 137}
 
 
@@ -77,6 +77,9 @@ def test_what_an_application_does_is_recorded_and_no_more(code: int) -> None:
     ("name", "code", "detail", "severity", "job"),
     [
         ("kernel.xid", 149, "fatal", CRITICAL, Urgency.FINISH),
+        ("kernel.xid", 149, "reset", CRITICAL, Urgency.FINISH),
+        ("kernel.xid", 149, "ignore", WARNING, Urgency.NONE),
+        ("kernel.xid", 145, "follow", WARNING, Urgency.NONE),
         ("kernel.xid", 149, "nonfatal", WARNING, Urgency.NONE),
         ("kernel.xid", 149, "", WARNING, Urgency.NONE),
         ("kernel.xid", 154, "gpu_reset", CRITICAL, Urgency.FINISH),

@@ -124,7 +124,7 @@ def test_a_state_comes_and_goes(
 
 @pytest.mark.parametrize(
     ("code", "job"),
-    [(79, Urgency.NOW), (48, Urgency.NOW), (119, Urgency.NOW), (64, Urgency.FINISH), (149, Urgency.FINISH),
+    [(79, Urgency.NOW), (48, Urgency.NOW), (119, Urgency.NOW), (74, Urgency.FINISH), (149, Urgency.FINISH),
      (154, Urgency.FINISH)],
 )  # fmt: skip
 def test_a_fatal_xid_is_one_finding(node: Node, code: int, job: Urgency) -> None:

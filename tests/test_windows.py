@@ -208,8 +208,8 @@ def test_a_state_that_was_never_bad_costs_no_memory() -> None:
 
 def strikes(**rule: object) -> RuleBook:
     row = {
-        "code": "GPU_XID_13", "reading": "kernel.xid", "when": {"is": 13}, "severity": "critical",
-        "text": "again and again", "job": "none", "times": 3, "within": "24h",
+        "code": "GPU_XID_13", "reading": "kernel.xid", "case": "own", "when": {"is": 13},
+        "severity": "critical", "text": "again and again", "job": "none", "times": 3, "within": "24h",
     }  # fmt: skip
     return load([{**row, **rule}])
 
@@ -296,13 +296,13 @@ def test_two_codes_of_one_event_have_a_moment_each() -> None:
 
 
 def test_a_site_may_end_an_event_with_its_repeats_or_change_the_event_alone() -> None:
-    base = {"code": "GPU_XID_13", "reading": "kernel.xid", "when": {"is": 13}, "severity": "critical",
-            "text": "often", "times": 2, "within": "1h"}  # fmt: skip
+    base = {"code": "GPU_XID_13", "reading": "kernel.xid", "case": "own", "when": {"is": 13},
+            "severity": "critical", "text": "often", "times": 2, "within": "1h"}  # fmt: skip
     off = load([base, {"code": "GPU_XID_13", "enabled": False}])
-    assert "kernel.xid" not in off.by_reading
+    assert "GPU_XID_13" not in {rule.code for rule in off.rules}
     louder = load([base, {"code": "GPU_XID_13", "severity": "critical"}])
     assert louder.events["kernel.xid"][13].severity is CRITICAL
-    assert len(louder.by_reading["kernel.xid"]) == 1
+    assert [rule.case for rule in louder.rules if rule.code == "GPU_XID_13"] == ["repeats", "own"]
 
 
 # -- what sticks, and what comes back ----------------------------------------------------

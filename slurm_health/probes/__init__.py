@@ -21,8 +21,20 @@ class Probe:
 PROBES = (
     Probe(
         "kernel",
-        "the kernel log: what the NVIDIA drivers report of GPUs and NVSwitches (Xid, SXid)",
-        ("GPU_XID_<n>", "NVSWITCH_SXID_<n>"),
+        "the kernel log: what drivers report of GPUs and NVSwitches (Xid, SXid), PCIe (AER), adapters (mlx5),"
+        " memory (EDAC, MCE, GHES), disks and file systems; hung tasks, lockups, want of memory",
+        (
+            "GPU_XID_<n>",
+            "NVSWITCH_SXID_<n>",
+            "PCIE_ERRORS",
+            "NIC_HEALTH",
+            "MEM_ECC_UNCORRECTED",
+            "DISK_ERRORS",
+            "DISK_READ_ONLY",
+            "KERNEL_HUNG_TASK",
+            "KERNEL_LOCKUP",
+            "KERNEL_OOM",
+        ),
     ),
     Probe(
         "gpu",

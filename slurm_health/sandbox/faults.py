@@ -2,13 +2,15 @@
 
 Lines follow what NVIDIA's driver and the kernel print on real machines: Xid messages as in
 https://docs.nvidia.com/deploy/xid-errors, SXid as in the Fabric Manager user guide, "pid=..., name=..." as
-drivers since 470 add to them.
+drivers since 470 add to them; the kernel's own (kernel.toml) as Linux 5.15 to 6.14 has them.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 
 from slurm_health.sandbox import SandboxError
 
@@ -64,6 +66,15 @@ FAULTS: dict[str, Fault] = {
         _fault("ib-slow", "port", "an InfiniBand port has half its rate"),
         _fault("nic-down", "port", "an Ethernet port has lost its carrier"),
         _fault("nic-slow", "port", "an Ethernet port has a tenth of its speed"),
+        _fault("aer", "gpu", "PCIe errors of that GPU (text: fatal, nonfatal or corrected; fatal)"),
+        _fault("mlx5", "port", "an adapter's health (text: compromised, command, cable or hot; compromised)"),
+        _fault("memory", "", "a memory error of the host (text: uncorrected or corrected; uncorrected)"),
+        _fault("disk", "", "a disk (text: dead, timeout, medium or io; dead)"),
+        _fault("filesystem", "", "an error of the file system on a disk"),
+        _fault("readonly", "", "the same, and the file system goes read-only"),
+        _fault("hung-task", "", "a program waits in the kernel for two minutes"),
+        _fault("lockup", "", "a processor is stuck in the kernel (text: soft, hard or stall; soft)"),
+        _fault("oom", "", "the kernel ends a program for want of memory (text: group or host; group)"),
         _fault("kmsg", "text", "a line of the kernel's own in the kernel log"),
         _fault("user-kmsg", "text", "the same written by a program (/dev/kmsg marks it as not the kernel's)"),
     )
@@ -136,6 +147,24 @@ def sxid_lines(code: int, switch: int, pci: str) -> list[str]:
     head = f"nvidia-nvswitch{switch}: SXid (PCI:{pci}): {code}, "
     severity = "Severity 1 Engine instance 30 Sub-engine instance 00"
     return [head + said, head + severity, head + "Data {0x50610002, 0x10100030}"]
+
+
+# What the kernel prints with the other faults, by fault and kind.
+_LINES: dict[str, dict[str, str]] = tomllib.loads(files(__package__).joinpath("kernel.toml").read_text())
+
+
+def spoken(fault: str) -> bool:
+    """Whether a fault is nothing but words of the kernel."""
+    return fault in _LINES
+
+
+def kernel_lines(fault: str, kind: str | None, pci: str = "") -> list[str]:
+    """What the kernel prints with a fault of a kind, about a device."""
+    kinds = _LINES[fault]
+    words = kinds.get(kind or next(iter(kinds)))
+    if words is None:
+        raise SandboxError(f"{fault} is one of {', '.join(kinds)}, not {kind}")
+    return words.strip("\n").replace("{pci}", pci).replace("{port}", f"{pci[:4]}:00:01.0").split("\n")
 
 
 def check(name: str, given: Mapping[str, object]) -> Fault:

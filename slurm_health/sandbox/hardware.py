@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slurm_health.sandbox import SandboxError, sysfs
-from slurm_health.sandbox.faults import check, sxid_lines, xid_lines
+from slurm_health.sandbox.faults import check, kernel_lines, spoken, sxid_lines, xid_lines
 
 _REASONS = {"slowdown": 0x8, "thermal": 0x48, "power-brake": 0x88, "sw-thermal": 0x20, "power-cap": 0x4}
 _UNHEALTHY_ROUTE = 0x19A  # NVML_GPU_FABRIC_HEALTH_MASK: an unhealthy route, all else well
@@ -98,6 +98,10 @@ class Machine:
             case "sxid":
                 lines = sxid_lines(fault["code"], 0, sysfs.SWITCHES[0])
                 self._log(facts, [(line,) for line in lines], _KERNEL)
+            case _ if spoken(name):
+                pci = facts["gpus"][fault["gpu"]]["pci"] if name == "aer" else ""
+                pci = facts["ports"][fault["port"]] if name == "mlx5" else pci
+                self._log(facts, [(line,) for line in kernel_lines(name, fault.get("text"), pci)], _KERNEL)
             case "gpu-off-bus":
                 self._write_nvml(facts)
                 self._say_xid(facts, fault["gpu"], 79)

@@ -32,6 +32,37 @@ def test_errors_of_applications_are_recorded_and_nothing_is_done(cluster):
     assert cluster.health("status").returncode == 1
 
 
+def test_what_a_user_can_bring_about_is_recorded_and_nothing_is_done(cluster):
+    job = cluster.running("sleep 300", "--gpus=8")
+    [node] = cluster.nodes_of(job)
+    for fault, code in (
+        ("hung-task", "KERNEL_HUNG_TASK"),
+        ("oom", "KERNEL_OOM"),
+        ("lockup", "KERNEL_LOCKUP"),
+    ):
+        cluster.inject(node, fault)
+        incident = cluster.incident(code=code, node=node)
+        assert (incident["severity"], incident["job"], incident["actions"], incident["jobs"]) == (
+            "warning", "none", [], []
+        )  # fmt: skip
+    assert (cluster.state(job), cluster.restarts(job)) == ("RUNNING", 0)
+    assert cluster.reason(node) == "none"
+    assert cluster.verdict(node) != "bad"
+    assert untouched(cluster)
+
+
+def test_a_fatal_pcie_error_of_a_gpu_drains_its_node_and_lets_the_job_end(cluster):
+    job = cluster.running("sleep 300", "--gpus=8")
+    [node] = cluster.nodes_of(job)
+    cluster.inject(node, "aer", gpu=2, text="corrected")
+    cluster.inject(node, "aer", gpu=2)
+    cluster.until(lambda: cluster.reason(node).partition(") ")[0], "slurm-health: PCIE_ERRORS(0000:3a:00.0")
+    incident = cluster.incident(code="PCIE_ERRORS", node=node)
+    assert (incident["severity"], incident["job"], incident["count"]) == ("critical", "finish", 1)
+    assert "(Fatal) error message received from 0000:3a:00.0" in incident["evidence"][0]["line"]
+    assert (cluster.state(job), cluster.restarts(job)) == ("RUNNING", 0)
+
+
 def test_what_the_kernel_did_not_say_is_nothing(cluster):
     xid = "NVRM: Xid (PCI:0000:5d:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
     crash = (

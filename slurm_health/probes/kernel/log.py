@@ -1,154 +1,19 @@
-"""The kernel log: what the kernel itself says of its hardware.
-
-Records as in https://docs.kernel.org/admin-guide/abi-testing.html (dev-kmsg). Only facility 0 is the kernel:
-what a process writes to /dev/kmsg gets another one (printk.c, devkmsg_write). But a line of facility 0 may
-*begin* with text of a user's choosing: a process name ("NAME[pid]: segfault ...", at most 15 bytes,
-TASK_COMM_LEN) or a network interface's name (at most 15 bytes, without ':' and white space). So each grammar
-spans the whole message, and what it asks of the first 16 bytes and of those that follow cannot be written by
-such a name and the kernel's own words after it. A line break or another control character inside a message
-(the kernel escapes it) fits no grammar.
-"""
+"""Follows the kernel log of a host: the kernel's device, a file that stands for it, or a FIFO."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-import re
 import stat
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from slurm_health.host import Host
-from slurm_health.model import Reading
-from slurm_health.probes.nvidia import address, recovery_action
+from slurm_health.probes.kernel.record import Record, parse_record
 
 DEVICE = "dev/kmsg"
 RECORD = 16384  # bytes; no record is longer (PRINTKRB_RECORD_MAX 1024, CONSOLE_EXT_LOG_MAX 8192)
 BATCH = 1000  # records that one read() brings at most, so that a full ring costs no memory
-EVIDENCE = 500  # characters of a kernel line that are kept
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of the kernel log. `microseconds` since boot, by the log's own clock."""
-
-    facility: int
-    level: int
-    sequence: int
-    microseconds: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What a message says happened: a Reading without its when."""
-
-    name: str
-    device: str
-    value: int | str
-    pid: int = 0
-    detail: str = ""
-
-
-_PREFIX = re.compile(r"(\d{1,10}),(\d{1,19}),(\d{1,19}),[^;,]?(?:,[^;]*)?;(.*)", re.ASCII | re.DOTALL)
-_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
-
-
-def parse_record(line: bytes) -> Record | None:
-    """One record in /dev/kmsg's form (its first line; no dictionary), or None where it is malformed."""
-    match = _PREFIX.fullmatch(line.decode("utf-8", "replace"))
-    if not match:
-        return None
-    priority = int(match[1])
-    text = match[4]
-    if "\\x" in text:
-        raw = _ESCAPE.sub(lambda escape: bytes([int(escape[1], 16)]), text.encode())
-        text = raw.decode("utf-8", "replace")
-    return Record(priority >> 3, priority & 7, int(match[2]), int(match[3]), text)
-
-
-# -- grammars: each matches a whole message and says what it means ---------
-
-_PCI = r"(?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)"
-_XID = re.compile(rf"NVRM: Xid \({_PCI}\): (\d{{1,5}})(?:, ([^\x00-\x1f\x7f]*))?", re.ASCII)
-_SXID = re.compile(rf"nvidia-nvswitch\d{{1,3}}: SXid \({_PCI}\): (\d{{1,6}}), ([^\x00-\x1f\x7f]*)", re.ASCII)
-# a process name may hold commas: it is at most 15 characters, and the rest must fit as a whole
-_PROCESS = r"(?:pid=(?:'<unknown>'|\d{1,10}), (?:name=.{0,15}, )?)?"
-_PID = re.compile(r"pid='?(\d{1,10})'?(?:,|$)", re.ASCII)
-_NVLINK = re.compile(
-    _PROCESS + r"[A-Z][A-Z0-9_/]* +(Fatal|Nonfatal) +XC\d+ +i\d+ +Link +-?\d+ \((?:0x[0-9a-f]+[ )]?)+",
-    re.ASCII,
-)
-_RECOVERY = re.compile(
-    _PROCESS + r"GPU recovery action changed from 0x[0-9a-fA-F]+ \([^()]*\) to 0x([0-9a-fA-F]+) \([^()]*\)",
-    re.ASCII,
-)
-_SXID_DETAIL = re.compile(r"Data \{|Severity \d+ Engine instance ", re.ASCII)
-_SXID_WORD = re.compile(r"(Fatal|Non-fatal)(?:[, ].*)?", re.ASCII)
-
-NVLINK_XIDS = range(144, 151)
-
-
-def _xid(text: str) -> Event | None:
-    """https://docs.nvidia.com/deploy/xid-errors/ ("Xid (PCI:address): code, pid, name, ...")"""
-    match = _XID.fullmatch(text)
-    if not match:
-        return None
-    code, rest = int(match[2]), match[3] or ""
-    pid = _PID.match(rest)
-    detail = ""
-    if code in NVLINK_XIDS and (link := _NVLINK.fullmatch(rest)):
-        detail = link[1].lower()
-    elif code == 154 and (change := _RECOVERY.fullmatch(rest)):
-        detail = recovery_action(int(change[1], 16))
-    return Event("kernel.xid", address(match[1]), code, int(pid[1]) if pid else 0, detail)
-
-
-def _sxid(text: str) -> Event | None:
-    """NVSwitch errors, https://docs.nvidia.com/datacenter/tesla/fabric-manager-user-guide/ (appendix SXid)"""
-    match = _SXID.fullmatch(text)
-    if not match or _SXID_DETAIL.match(match[3]):  # registers of the error in the line before
-        return None
-    word = _SXID_WORD.fullmatch(match[3])
-    detail = word[1].lower().replace("-", "") if word else ""
-    return Event("kernel.sxid", address(match[1]), int(match[2]), detail=detail)
-
-
-# what a message begins with -> the grammar that must then match all of it; a new class is one more pair
-GRAMMARS: tuple[tuple[str, Callable[[str], Event | None]], ...] = (
-    ("NVRM: Xid (", _xid),
-    ("nvidia-nvswitch", _sxid),
-)
-
-
-def parse_message(text: str) -> Event | None:
-    """The hardware event that a kernel message states, or None. Never raises."""
-    for start, grammar in GRAMMARS:
-        if text.startswith(start) and (event := grammar(text)):
-            return event
-    return None
-
-
-def readings(records: Iterable[Record], boot: str, now: float, clock: float) -> list[Reading]:
-    """The events among records. `now` is the epoch, `clock` the log's clock (KernelLog.clock()), both now."""
-    found = []
-    for record in records:
-        if record.facility == 0 and (event := parse_message(record.text)):
-            at = min(now, now - (clock - record.microseconds / 1e6))
-            found.append(reading(event, record.text, f"{boot}/{record.sequence}", at))
-    return found
-
-
-def reading(event: Event, text: str, moment: str, at: float) -> Reading:
-    """An event with its evidence and its when."""
-    return Reading(
-        event.name, event.device, event.value, text[:EVIDENCE], moment, at, event.pid, event.detail
-    )
-
-
-# -- the log itself --------------------------------------------------------
 
 
 class KernelLog:

@@ -1,0 +1,83 @@
+"""Old kernel logs in every form they come in: what the kernel said in each line, and nothing of others.
+
+Understands raw /dev/kmsg records, dmesg (plain, --ctime, --time-format iso, --decode), journalctl -k (short
+and short-iso), syslog's files (also "message repeated N times"), pstore's form, and bare messages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from slurm_health.probes.kernel import parse_record
+
+_RAW = re.compile(r"\d{1,10},\d{1,19},\d{1,19},[^;]*;", re.ASCII)
+_STAMP = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+# facility and level as `dmesg --decode` prints them
+_DECODED = re.compile(r"(\w+) *:(\w+) *: ", re.ASCII)
+_LEVELS = {"emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"}
+# pstore keeps the priority: facility times eight and level
+_PRIORITY = re.compile(r"<(\d{1,5})>", re.ASCII)
+# what stands before the message where only the kernel can have written it; newer dmesg adds the caller
+_DMESG = re.compile(
+    r"(?:\[ *\d+\.\d+\] ?|\[[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d \d{4}\] |"
+    rf"{_STAMP} |\[\.\.\.\] )?(?:\[ *[TC]\d+\] )?",
+    re.ASCII,
+)
+# a syslog or journal line names who wrote it; "kernel" without a process number is the kernel
+_JOURNAL = re.compile(
+    rf"(?:{_STAMP}|[A-Z][a-z]{{2}} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?) [A-Za-z0-9._-]+ "
+    r"(?P<who>[^\s:\[\]]+)(?P<pid>\[\d+\])?: (?:\[ *\d+\.\d+\] ?)?",
+    re.ASCII,
+)
+# the same when its date was cut off, or the host's name, too
+_UNDATED = re.compile(r"(?:[A-Za-z0-9._-]{1,64} )?kernel: (?:\[ *\d+\.\d+\] ?)?", re.ASCII)
+_REPEATED = re.compile(r"message repeated \d+ times: \[ ?(.*)\]", re.ASCII)
+# one message of NVIDIA's driver that dmesg prints over three lines
+_FIRST = "NVRM: The NVIDIA GPU "
+_FURTHER = ("NVRM: (PCI ID: ", "NVRM: installed in this system ", "NVRM: fallen off the bus ")
+
+
+def message(line: str) -> str | None:
+    """The kernel's message in a line of a log, or None where another than the kernel may have written it."""
+    if _RAW.match(line):
+        record = parse_record(line.encode("utf-8", "surrogateescape"))
+        return record.text if record is not None and record.facility == 0 else None
+    if (decoded := _DECODED.match(line)) and decoded[2] in _LEVELS:
+        if decoded[1] != "kern":
+            return None
+        line = line[decoded.end() :]
+    if priority := _PRIORITY.match(line):
+        if int(priority[1]) > 7:
+            return None
+        line = line[priority.end() :]
+    if journal := _JOURNAL.match(line):
+        if journal["who"] != "kernel" or journal["pid"]:
+            return None
+        text = line[journal.end() :]
+    else:
+        stamp = _DMESG.match(line)
+        text = line[stamp.end() :] if stamp else line
+        undated = _UNDATED.match(text)
+        text = text[undated.end() :] if undated else text
+    repeated = _REPEATED.fullmatch(text)
+    return repeated[1] if repeated else text
+
+
+def messages(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Each line's number and message; a message that was printed over several lines whole, at its first."""
+    first: tuple[int, str] | None = None
+    for number, line in enumerate(lines, 1):
+        text = message(line.rstrip("\r\n"))
+        if first is not None:
+            if text is not None and text.startswith(_FURTHER):
+                first = (first[0], f"{first[1]}\n{text}")
+                continue
+            yield first
+            first = None
+        if text is not None and text.startswith(_FIRST) and "\n" not in text:
+            first = (number, text)
+        elif text is not None:
+            yield number, text
+    if first is not None:
+        yield first
