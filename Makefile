@@ -63,6 +63,7 @@ bench: packages $(VENV)/.installed ## all measurements, more than an hour; print
 	$(BIN)/python bench/requeue.py
 	$(BIN)/python bench/relaunch.py
 	$(BIN)/python bench/scale.py
+	$(BIN)/python bench/recall.py
 
 lint: $(VENV)/.linters ## ruff and mypy
 	$(BIN)/ruff check .

@@ -15,10 +15,44 @@ from slurm_health.scan import scan
 CORPUS = Path(__file__).resolve().parents[1].with_name("shared") / "corpus"
 LOGS = sorted(CORPUS.glob("kmsg/*.log"))
 TREES = sorted(CORPUS.glob("sysfs/*.tar.gz"))
-CLASSES = {"xid", "sxid"}  # what this version reads; the corpus labels more
+# what is an event, and its code; the corpus labels more that is none
+CLASSES = {
+    "xid": "GPU_XID",
+    "sxid": "NVSWITCH_SXID",
+    "nvrm_lost": "GPU_XID_79",
+    "mlx5_access_reg": "NIC_HEALTH",
+    "mlx5_module_error": "NIC_HEALTH",
+    "mlx5_module_temp": "NIC_HEALTH",
+    "buffer_io_error": "DISK_ERRORS",
+    "fs_io_error": "DISK_ERRORS",
+    "fs_readonly": "DISK_READ_ONLY",
+    "md_failure": "DISK_ERRORS",
+    "nvme_dead": "DISK_ERRORS",
+    "nvme_path": "DISK_ERRORS",
+    "nvme_timeout": "DISK_ERRORS",
+    "hung_task": "KERNEL_HUNG_TASK",
+    "soft_lockup": "KERNEL_LOCKUP",
+    "oom_cgroup": "KERNEL_OOM",
+    "oom_constraint": "KERNEL_OOM",
+    "oom_global": "KERNEL_OOM",
+    "oom_invoked": "KERNEL_OOM",
+}
 BOOK = rules.load()
 # nothing but applications' errors, or nothing at all
 INNOCENT = ("healthy", "xid13-43", "userspace", "peermem", "filemax", "segfault", "nvswitch-open", "veth")
+
+
+def spelled(row: dict[str, str]) -> str:
+    """A label's device as findings spell it: "EXT4-fs (sda1)" is sda1, "18:00" is 0000:18:00.0."""
+    device = row["device"].lower()
+    if row["class"] == "soft_lockup":
+        return ""  # the label names the processor
+    if row["class"].startswith("fs_"):
+        return device.partition("(")[2].rstrip(")")
+    if row["class"] in ("xid", "sxid", "nvrm_lost"):
+        device = device if device.count(":") > 1 else f"0000:{device}"
+        return device if "." in device else f"{device}.0"
+    return device
 
 
 def labels(log: Path) -> dict[int, dict[str, str]]:
@@ -36,12 +70,21 @@ if LOGS:
         assert found.keys() == {line for line, row in rows.items() if row["class"] in CLASSES}
         for line, one in found.items():
             row = rows[line]
-            prefix = "GPU_XID" if row["class"] == "xid" else "NVSWITCH_SXID"
-            assert one["code"] == f"{prefix}_{row['code']}"
-            device = row["device"].lower()
-            assert one["device"] == (device if "." in device else f"{device}.0")
-            assert str(one["pid"] or "") == row["pid"]
-            if row["fatal_word"] == "Fatal":
+            numbered = row["class"] in ("xid", "sxid")
+            code = CLASSES[row["class"]]
+            assert one["code"] == (f"{code}_{row['code']}" if numbered else code)
+            assert one["device"] == spelled(row)
+            assert one["xid"] == (int(row["code"]) if row["class"] == "xid" else None)
+            if numbered:
+                assert str(one["pid"] or "") == row["pid"]
+            decoded = (
+                row["catalog_action"].startswith("V1:") and "no row V2:no row" not in row["catalog_action"]
+            )
+            if decoded:
+                assert one["severity"] == ("critical" if "RESET" in row["catalog_action"] else "warning"), (
+                    line
+                )
+            elif row["fatal_word"] == "Fatal":
                 assert one["severity"] == "critical"
 
     @pytest.mark.parametrize(
