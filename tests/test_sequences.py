@@ -134,6 +134,21 @@ def test_a_gpu_that_is_lost_and_comes_back(story: Story) -> None:
         ]
 
 
+def test_clocks_that_are_held_down_for_seconds_and_for_minutes(story: Story) -> None:
+    for _ in range(3):
+        story.inject("throttle", gpu=3, text="thermal")
+        story.goes_on(15)
+        story.clear()
+        story.goes_on(5 * MINUTE)
+    assert story.told == []
+    story.inject("throttle", gpu=3, text="thermal")
+    story.goes_on(3 * MINUTE)
+    assert [(code, device) for _, _, code, device in story.told] == [("GPU_THROTTLED", GPU3)]
+    story.clear()
+    story.goes_on(HOUR)
+    assert story.changes == ["+GPU_THROTTLED", "-GPU_THROTTLED"]
+
+
 def test_a_driver_that_hangs_and_comes_back(story: Story) -> None:
     story.node.machine.inject("driver-hang")
     asked = time.monotonic()
