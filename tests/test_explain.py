@@ -1,5 +1,7 @@
 """Each code has a page, made from the tables that judge."""
 
+from pathlib import Path
+
 import pytest
 
 from slurm_health import explain, rules
@@ -64,6 +66,16 @@ def test_no_such_code(code: str) -> None:
 def test_a_code_that_is_nearly_right_is_answered_with_those_that_are() -> None:
     with pytest.raises(KeyError, match="GPU_MISSING"):
         explain.page("GPU_MISING", BOOK)
+
+
+def test_the_tables_of_the_documentation_are_current() -> None:
+    made = explain.markdown(BOOK)
+    kept = (Path(__file__).parents[1] / "docs/FAULTS.md").read_text()
+    assert kept == made, "slurm-health explain --markdown > docs/FAULTS.md"
+    for rule in BOOK.rules:
+        assert f"| {rule.code} | {rule.text} | {rule.reading} " in made
+    for code in explain.codes(BOOK):
+        assert code in explain.ELSEWHERE or f"| {code} |" in made
 
 
 def test_a_page_of_a_windowed_rule_says_its_window() -> None:
