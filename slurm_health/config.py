@@ -95,6 +95,19 @@ class Requeue(Section):
     )
 
 
+class Resume(Section):
+    """When a node that is out by us serves again by itself."""
+
+    mode: Literal["off", "auto"] = Field("off", description="auto: when what put it out is over; off: never")
+    after: Seconds = Field(
+        300.0, description="so long must the fault be gone; twice as long after each return of the last day"
+    )
+    codes: tuple[str, ...] = Field(
+        ("IB_PORT_*", "NIC_DOWN", "NIC_SLOW", "GPU_DRIVER_*"),
+        description="what may be over by itself; a node with anything else against it waits for you",
+    )
+
+
 class Slurm(Section):
     backend: Literal["auto", "pyslurm", "commands"] = Field(
         "auto", description="auto: pyslurm where it is for the running release, else Slurm's commands"
@@ -152,6 +165,7 @@ class Config(Section):
     auth: Auth = Auth()
     budget: Budget = Budget()
     requeue: Requeue = Requeue()
+    resume: Resume = Resume()
     slurm: Slurm = Slurm()
     ledger: Ledger = Ledger()
     probes: Probes = Probes()

@@ -20,14 +20,14 @@ from typing import Any
 
 from slurm_health import policy
 from slurm_health.config import Config
-from slurm_health.ledger import NO_ANSWER, Ledger
+from slurm_health.ledger import FAULT_GONE, NO_ANSWER, Ledger
 from slurm_health.model import Card, Hurt, Incident, Node, Severity
 from slurm_health.outage import Outage
 from slurm_health.policy import Do
 from slurm_health.rescue import Fault, Rescue
 from slurm_health.silence import Silence
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
-from slurm_health.wire import Decision, Malformed, NodeReport
+from slurm_health.wire import HEARTBEAT, Decision, Malformed, NodeReport
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ LATE = 60.0  # seconds in which a drain that got no answer may still come to pas
 SULK = 60.0  # seconds until a drain that Slurm rejected is tried again
 INVENTORY = 60.0  # seconds that the list of Slurm's nodes is believed
 LINES = 10  # incidents of one report that are logged one by one
+FLAPPING = 86400.0  # seconds in which a node's returns are counted
+SILENT = 3 * HEARTBEAT  # seconds without a word after which what a node said last is not believed
 SKEW = 2.0  # seconds that a node's clock may be off ours
 
 
@@ -294,7 +296,9 @@ class Controller:
                 case.drained = now
         if judged.do is Do.DRAIN:
             return judged.reason if time.monotonic() >= self.not_before.get(name, 0.0) else ""
-        if judged.do is Do.STAND:
+        if judged.do is Do.STAND and self._returns(case, outlook, now):
+            await self._return(case)
+        elif judged.do is Do.STAND:
             self._out(case, refuse=not outlook.paused and outlook.mode != "observe")
         elif judged.do is Do.LEAVE:
             self._hold(case.pressing, judged.why)
@@ -426,6 +430,8 @@ class Controller:
         two seconds old, it is nothing that an admin has weighed.
         """
         name, now, overruled = case.name, time.time(), case.pressing
+        for row in self.ledger.unsettled("resume", name):  # a crash came between: it was us
+            self.ledger.settle(row.id, "done" if not undo else NO_ANSWER, now)
         since = math.inf if undo else self.shown_out.get(name, math.inf)
         old = [one.id for one in case.incidents if one.severity is Severity.CRITICAL and one.seen <= since]
         case.pressing = [one for one in case.pressing if one.id not in old]
@@ -447,6 +453,44 @@ class Controller:
             action = self.ledger.intend(blamed.id, "resume", name, now, why)
             await self.slurm.resume([name])
             self.ledger.settle(action, "done", time.time())
+
+    def _returns(self, case: Case, outlook: policy.Outlook, now: float) -> bool:
+        """Whether the site wants it back, its fault has been gone for long enough, and its daemon, which sees
+        all that it should, says so now."""
+        site = self.config.resume
+        if site.mode == "off" or outlook.paused or outlook.mode == "observe":
+            return False
+        if case.state is None or case.ours != _shown(case.state):
+            return False
+        when, _ = self.reported.get(case.name, (0.0, ""))
+        known = self.ledger.node(case.name)
+        if now - when > SILENT or known is None or known.blind:
+            return False
+        times = self.ledger.returned_since(case.name, now - FLAPPING)
+        return policy.returns(case.state, case.pressing, site.codes, site.after, times, now)
+
+    async def _return(self, case: Case) -> None:
+        """Put a node back into service whose fault is gone."""
+        name, now = case.name, time.time()
+        for row in self.ledger.unsettled("resume", name):
+            self.ledger.settle(row.id, NO_ANSWER, now)
+        action = self.ledger.intend(case.pressing[0].id, "resume", name, now, FAULT_GONE)
+        try:
+            await self.slurm.resume([name])
+        except Rejected as error:
+            self.ledger.settle(action, f"not done: {error}", time.time())
+            self._out(case)
+            return
+        now = time.time()
+        with self.ledger.together():
+            for one in case.pressing:
+                self.ledger.close(one.id, FAULT_GONE, now)
+            self.ledger.drained(name, "", 0, 0.0)
+            self.ledger.settle(action, "done", now)
+        log.warning("%s: serves again: %s", name, "; ".join(one.words for one in case.pressing))
+        case.pressing, case.drained = [], 0.0
+        self.out.discard(name)
+        self._decide(name, self._noted([]))
 
     def _room(self, total: int) -> policy.Room:
         site = self.config.budget

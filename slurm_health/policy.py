@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim
 
@@ -160,6 +161,21 @@ def forgot(booted: float, drained: float, shown: float) -> bool:
     within the seconds in which it had not written it down (SAVE_MAX_WAIT, 5 s), and started anew (`booted`)
     after it last showed it (`shown`)."""
     return math.floor(shown) <= booted <= drained + FORGETS
+
+
+def returns(
+    node: Node, pressing: Iterable[Incident], codes: Iterable[str], after: float, times: int, now: float
+) -> bool:
+    """Whether a node that is out by us may serve again: all that stands against it is of these codes (shell
+    patterns) and has been gone for `after` seconds, twice as long for each of the `times` that it came back
+    of late."""
+    against = list(pressing)
+    if "DRAIN" not in node.flags or node.flags & (ELSEWHERE | {"DOWN", "FAIL", "NOT_RESPONDING"}):
+        return False
+    patterns = list(codes)
+    if not all(one.cleared and any(fnmatchcase(one.code, glob) for glob in patterns) for one in against):
+        return False
+    return bool(against) and now - max(one.cleared for one in against) >= after * 2**times
 
 
 def obstacle(node: Node, outlook: Outlook) -> str:

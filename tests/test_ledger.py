@@ -24,7 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_health import ledger as ledger_module
-from slurm_health.ledger import EVIDENCE, LIFE, Ledger, LedgerError, LedgerLost, WrongLedger, schema, store
+from slurm_health.ledger import (
+    EVIDENCE,
+    FAULT_GONE,
+    LIFE,
+    Ledger,
+    LedgerError,
+    LedgerLost,
+    WrongLedger,
+    schema,
+    store,
+)
 from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency
 from slurm_health.wire import NodeReport
 
@@ -1016,6 +1026,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "latest": lambda ledger: ledger.latest("n1", T),
     "unsettled": lambda ledger: ledger.unsettled("drain", "n1"),
     "ranks": lambda ledger: ledger.ranks(1, 1),
+    "returned_since": lambda ledger: ledger.returned_since("n1", T),
     "drained_since": lambda ledger: ledger.drained_since(T),
     "under way": lambda ledger: ledger.drained_since(0, under_way=True),
     "node": lambda ledger: ledger.node("n1"),
@@ -1075,6 +1086,36 @@ def test_each_call_is_one_transaction_that_reads_no_whole_table(ledger: Ledger, 
 def test_all_that_the_ledger_can_do_is_among_these() -> None:
     public = {name for name, what in vars(Ledger).items() if callable(what) and not name.startswith("_")}
     assert public - {"open"} == {*CALLS, *QUESTIONS} & public
+
+
+# -- ranks, and nodes that came back
+
+
+def test_the_ranks_of_each_fault_are_kept_apart(ledger: Ledger) -> None:
+    ledger.take(report(XID), T)
+    incident = only(ledger)
+    run = Job(7, "7", "RUNNING")
+    ledger.touch(incident, run, 0, 0.0, T, ranks="3,5-7")
+    [victim] = ledger.pending_victims()
+    assert ledger.ranks(incident.id, victim.id) == "3,5-7"
+    assert ledger.ranks(incident.id + 1, victim.id) == ""
+    [story] = ledger.stories()
+    assert [job["ranks"] for job in story["jobs"]] == ["3,5-7"]
+
+
+def test_only_returns_of_late_for_a_fault_that_was_gone_count(ledger: Ledger) -> None:
+    ledger.take(report(XID), T)
+    incident = only(ledger)
+    for node, at, why, outcome in (
+        ("n1", T, FAULT_GONE, "done"),
+        ("n1", T - 100, FAULT_GONE, "done"),
+        ("n1", T, FAULT_GONE, "not done: x"),
+        ("n1", T, "our hook failed after a RESUME", "done"),
+        ("n2", T, FAULT_GONE, "done"),
+    ):
+        ledger.settle(ledger.intend(incident.id, "resume", node, at, why), outcome, at)
+    assert ledger.returned_since("n1", T - 50) == 1
+    assert ledger.returned_since("n1", T - 100) == 2
 
 
 # -- all of it

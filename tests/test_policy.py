@@ -792,3 +792,39 @@ def test_a_job_on_its_way_back_is_lifted_once_while_it_waits() -> None:
     for somebody_elses in (victim(), victim(urgency=Urgency.NONE)):
         assert isinstance(policy.treat(somebody_elses, waits, True, T + 1, first=True), Settle)
     assert policy.treat(of, job(restarts=1), True, T + 1, first=True) == Wait(hot=True)
+
+
+# -- back in service
+
+CODES = ("IB_PORT_*", "NIC_DOWN")
+
+
+def gone(**changes: Any) -> Incident:
+    return incident(**({"code": "IB_PORT_DOWN", "device": "mlx5_4/1", "cleared": T + 10} | changes))
+
+
+def returns(*against: Incident, flags: str = "IDLE DRAIN", after: float = 310.0, times: int = 0) -> bool:
+    node = Node("n1", frozenset(flags.split()), "slurm-health: x", 7)
+    return policy.returns(node, against, CODES, 300.0, times, T + after)
+
+
+def test_a_node_returns_when_its_fault_has_been_gone_for_long_enough() -> None:
+    assert returns(gone())
+    assert not returns(gone(), after=309)
+    assert not returns(gone(), gone(cleared=T + 11))
+    assert not returns(gone(), times=2, after=1209)
+    assert returns(gone(), times=2, after=1210)
+
+
+def test_a_node_does_not_return_by_itself_from_what_needs_hands() -> None:
+    assert not returns()  # closed by hand: whoever did that resumes it, too
+    assert not returns(gone(cleared=0.0))
+    assert not returns(gone(), gone(code="GPU_XID_79", cleared=0.0))
+    assert not returns(gone(code="GPU_MISSING"))
+    assert not returns(gone(), gone(code="NIC_DOWN_TWICE"))
+
+
+@pytest.mark.parametrize("flags", ["IDLE", "DOWN DRAIN", "IDLE DRAIN MAINT", "IDLE DRAIN REBOOT_ISSUED",
+                                   "IDLE DRAIN NOT_RESPONDING", "IDLE FAIL"])  # fmt: skip
+def test_a_node_does_not_return_out_of_others_hands(flags: str) -> None:
+    assert not returns(gone(), flags=flags)

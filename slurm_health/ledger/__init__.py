@@ -19,9 +19,10 @@ from slurm_health.ledger.store import LedgerError, LedgerLost, Store, WrongLedge
 from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency, Victim
 from slurm_health.wire import NodeReport
 
-__all__ = ["NO_ANSWER", "Ledger", "LedgerError", "LedgerLost", "WrongLedger"]
+__all__ = ["FAULT_GONE", "NO_ANSWER", "Ledger", "LedgerError", "LedgerLost", "WrongLedger"]
 
 LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
+FAULT_GONE = "the fault is gone"  # why we put a node back into service
 NO_ANSWER = "no answer"  # the outcome of an act that may have happened, or may yet
 EVIDENCE = 1000  # lines kept for one incident: a storm must not fill the disk
 EVIDENCE_LISTED = 10  # lines of each incident where many are listed
@@ -326,6 +327,13 @@ class Ledger(Store):
         query = query.filter_by(done=0) if under_way else query.where(actions.c.intended >= then)
         with self.transaction(write=False) as connection:
             return set(connection.scalars(query))
+
+    def returned_since(self, node: str, then: float) -> int:
+        """How often we have put a node back into service since then because its fault was gone."""
+        these = {"kind": "resume", "target": node, "detail": FAULT_GONE, "outcome": "done"}
+        query = sa.select(sa.func.count(actions.c.id)).filter_by(**these)
+        with self.transaction(write=False) as connection:
+            return int(connection.scalar(query.where(actions.c.intended >= then)) or 0)
 
     # Nodes
 
