@@ -60,6 +60,8 @@ docker:
 bench: packages $(VENV)/.installed ## all measurements, more than an hour; prints markdown
 	$(BIN)/python bench/prolog.py
 	$(BIN)/python bench/node.py
+	$(BIN)/python bench/gpu.py --fake 8
+	$(BIN)/python bench/detect_gpu.py
 	$(BIN)/python bench/requeue.py
 	$(BIN)/python bench/relaunch.py
 	$(BIN)/python bench/scale.py

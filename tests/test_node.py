@@ -23,6 +23,7 @@ import pytest
 from test_link import Controller, wait
 
 from slurm_health import config, rules, wire
+from slurm_health.host import uptime
 from slurm_health.model import Card, Finding, Reading, Report, Severity, Urgency
 from slurm_health.node import ALONE, SAVE, NodeDaemon
 from slurm_health.sandbox.daemon import await_until, identity
@@ -196,6 +197,27 @@ def test_ranks_are_remembered_when_they_and_their_gpu_are_gone(
     daemon.machine.inject("gpu-gone", gpu=1)  # ... for its GPU is gone
     wait(lambda: ranks("GPU_MISSING"))
     assert ranks("GPU_MISSING") == [{"0000:2a:00.0": (37,)}]
+
+
+def test_a_process_that_outlives_its_job_is_told_with_whose_it_is_until_it_ends(
+    daemon: Daemon, controller: Controller
+) -> None:
+    with (daemon.folder / "config.toml").open("a") as config:
+        config.write('[[rule]]\ncode = "GPU_LEFTOVER_PROCESS"\nhold = "0s"\nclear = "0s"\n')
+    card = daemon.run / "jobs/7.0"
+    card.parent.mkdir(parents=True)
+    card.write_text("job=7\nuid=1000\ngpus=1\nrestarts=0\nuptime=1\n")
+    daemon.machine.inject("process", gpu=1, code=77, text="SLURM_JOB_ID=7 SLURM_PROCID=37")
+    daemon.start()
+    daemon.wait_for("ok")
+    with card.open("a") as file:
+        file.write(f"ended={int(uptime())}\n")
+    wait(lambda: "GPU_LEFTOVER_PROCESS" in controller.codes)
+    found = next(one for report in controller.reports for one in report.opened)
+    assert (found.device, found.severity, found.job) == ("0000:2a:00.0", Severity.WARNING, Urgency.NONE)
+    assert found.evidence.startswith("pid 77 (python3) of uid 1000, job 7 [")
+    daemon.machine.clear()
+    daemon.wait_for("ok")
 
 
 def test_a_hung_driver_is_a_finding_and_not_a_hung_daemon(daemon: Daemon, controller: Controller) -> None:

@@ -211,7 +211,7 @@ def test_a_power_cap_is_normal_however_long(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [("nvlink-errors", "GPU_NVLINK_ERRORS"), ("pcie-replay", "GPU_PCIE_DEGRADED")]
+    ("fault", "code"), [("nvlink-errors", "GPU_NVLINK_ERRORS"), ("gpu-pcie-replay", "GPU_PCIE_DEGRADED")]
 )
 def test_errors_are_told_by_how_fast_they_come(node: Node, fault: str, code: str) -> None:
     node.machine.inject(fault, gpu=3, code=67)  # some, as every long-lived node has
@@ -233,7 +233,7 @@ def test_what_was_counted_before_we_looked_is_no_news(node: Node) -> None:
         ({"fault": "sram"}, "GPU_ECC_UNCORRECTED", 60),
         ({"fault": "fan"}, "GPU_FAN", 45),
         ({"fault": "hot", "code": 92}, "GPU_HOT", 45),
-        ({"fault": "pcie-degraded"}, "GPU_PCIE_DEGRADED", 75),
+        ({"fault": "gpu-pcie-slow"}, "GPU_PCIE_DEGRADED", 75),
         ({"fault": "fabric-health"}, "GPU_FABRIC", 135),
         ({"fault": "vbios", "text": "1.2.3"}, "GPU_DRIFT", 195),
         ({"fault": "mig"}, "GPU_DRIFT", 195),

@@ -216,9 +216,9 @@ class Machine:
                     lines += [f"set {gpu} retired-dbe 1", f"set {gpu} retired-pending 1"]
                 case "sram":
                     lines.append(f"set {gpu} sram-threshold 1")
-                case "pcie-degraded":
+                case "gpu-pcie-slow":
                     lines += [f"set {gpu} {key} {n}" for key, n in (("link-width", 8), ("utilization", 90))]
-                case "pcie-replay":
+                case "gpu-pcie-replay":
                     lines.append(f"set {gpu} replay {1000 if code is None else code}")
                 case "fabric":
                     lines.append(f"set {gpu} fabric {2 if code is None else code}")
