@@ -62,6 +62,7 @@ class Node:
     folder: Path
     library: Path
     seen: int = 0
+    had: set[tuple[str, int]] = field(default_factory=set)  # classes that each GPU had
     found: dict[tuple[str, str], float] = field(default_factory=dict)  # code, device -> when
 
     def __post_init__(self) -> None:
@@ -120,10 +121,17 @@ def rounds(classes: list[str], times: int, seats: int) -> Iterator[list[str]]:
 
 def run(nodes: list[Node], wanted: list[str], pci: list[str]) -> Iterator[tuple[str, float | None]]:
     """One round: the class and the seconds until it was found, None when it was not."""
-    seats = [(node, gpu) for node in nodes for gpu in range(GPUS)]
-    random.shuffle(seats)
+    free = [(node, gpu) for node in nodes for gpu in range(GPUS)]
+    random.shuffle(free)
     began = time.time()
-    plan = sorted((random.uniform(0, EVERY), name, seat) for name, seat in zip(wanted, seats, strict=False))
+    plan = []
+    for name in wanted:
+        # no seat has a class twice: what counts in a window is still bad in the next round
+        seat = next(seat for seat in free if (name, seat[1]) not in seat[0].had)
+        free.remove(seat)
+        seat[0].had.add((name, seat[1]))
+        plan.append((random.uniform(0, EVERY), name, seat))
+    plan.sort(key=lambda item: item[0])
     pending: dict[tuple[int, str, str], tuple[str, float, Node]] = {}
     queue = iter(plan)
     upcoming = next(queue, None)
@@ -146,7 +154,7 @@ def run(nodes: list[Node], wanted: list[str], pci: list[str]) -> Iterator[tuple[
         yield name, None
     for node in nodes:
         node.machine.clear()
-    time.sleep(2 * EVERY + 2)  # all is good for two passes
+    time.sleep(5 * EVERY)  # what is asked each fourth pass is seen to be good, too
     for node in nodes:
         node.look()
         node.found.clear()
