@@ -2,7 +2,8 @@
 
 A missing GPU or a dead port leaves nothing to read; only who knows what was there can say that it is gone. So
 a node learns, from healthy readings only, its GPUs (PCI address, UUID), its InfiniBand ports that were ACTIVE
-and its NICs that had a carrier, and how fast they ran. The site's configuration may say more (Expectations).
+and its NICs that had a carrier, and how fast they ran; its PCIe links, its memory, its disks, its clock. The
+site's configuration may say more (Expectations).
 
 Pure, but for load() and save().
 """
@@ -18,18 +19,20 @@ from pathlib import Path
 
 from slurm_health import gpus
 from slurm_health.gpus import Facts
-from slurm_health.model import Reading, Report
+from slurm_health.model import Reading, Report, Value
 
 Devices = Mapping[str, Facts]
-KINDS = ("gpus", "ports", "nics")
+KINDS = ("gpus", "ports", "nics", "pcie", "memory", "disks", "clock")
+PEERS = 4  # so many identical adapters, and one of them is measured by the others
 
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
     """What the site's configuration says that a node should have; None: it does not say.
 
-    Rates in Gb/s. `ignore` holds patterns of devices that are never judged. The InfiniBand numbers are for
-    ports whose link layer is InfiniBand: an Ethernet port of the same adapter is a NIC.
+    Rates in Gb/s, memory in GiB; of PCIe links by address their width (lanes) and speed (GT/s, 0: any).
+    `ignore` holds patterns of devices that are never judged. The InfiniBand numbers are for ports whose link
+    layer is InfiniBand: an Ethernet port of the same adapter is a NIC.
     """
 
     gpus: int | None = None
@@ -37,6 +40,9 @@ class Expectations:
     ib_gbps: float | None = None
     nic_ports: int | None = None
     nic_gbps: float | None = None
+    memory: float | None = None
+    pcie: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    services: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
 
     def ignored(self, device: str) -> bool:
@@ -48,22 +54,28 @@ class Baseline:
     """What was learned: by device, its facts. `boot` is the boot that the error counts belong to.
 
     A GPU's facts stand in gpus.py.
-    A port's: rate (Gb/s), layer, pci. A NIC's: speed (Mb/s), pci.
+    A port's: rate (Gb/s), layer, pci. A NIC's: speed (Mb/s), pci, master (its bond). A PCIe link's: width
+    (lanes), speed (GT/s). Of memory "": total (GiB); of a controller: ecc (uncorrected errors at first
+    sight). A disk's: writable. The clock's: synchronised.
     """
 
     boot: str = ""
     gpus: Devices = field(default_factory=dict)
     ports: Devices = field(default_factory=dict)
     nics: Devices = field(default_factory=dict)
+    pcie: Devices = field(default_factory=dict)
+    memory: Devices = field(default_factory=dict)
+    disks: Devices = field(default_factory=dict)
+    clock: Devices = field(default_factory=dict)
 
 
 def begin(baseline: Baseline, boot: str) -> Baseline:
     """The baseline for this boot. Error counts of the driver start at 0 with it."""
     if baseline.boot == boot:
         return baseline
-    return replace(
-        baseline, boot=boot, gpus={name: {**facts, "ecc": 0} for name, facts in baseline.gpus.items()}
-    )
+    gpus = {name: {**facts, "ecc": 0} for name, facts in baseline.gpus.items()}
+    memory = {name: facts | ({"ecc": 0} if "ecc" in facts else {}) for name, facts in baseline.memory.items()}
+    return replace(baseline, boot=boot, gpus=gpus, memory=memory)
 
 
 def forget(baseline: Baseline, device: str) -> Baseline:
@@ -72,7 +84,7 @@ def forget(baseline: Baseline, device: str) -> Baseline:
     def kept(devices: Devices) -> Devices:
         return {name: facts for name, facts in devices.items() if not fnmatchcase(name, device)}
 
-    return Baseline(baseline.boot, kept(baseline.gpus), kept(baseline.ports), kept(baseline.nics))
+    return Baseline(baseline.boot, *(kept(getattr(baseline, kind)) for kind in KINDS))
 
 
 def section(baseline: Baseline, match: str) -> str:
@@ -89,6 +101,11 @@ def section(baseline: Baseline, match: str) -> str:
         if rates:
             slowest = f", gbps = {min(known):g}" if known else ""
             lines.append(f"{key} = {{ ports = {len(rates)}{slowest} }}")
+    if "total" in (memory := baseline.memory.get("", {})):
+        lines.append(f"memory = {memory['total']}")
+    if baseline.pcie:
+        lines.append("[nodes.pcie]")
+        lines += [f'"{address}" = "{_words(_link(its))}"' for address, its in sorted(baseline.pcie.items())]
     return "\n".join(lines)
 
 
@@ -98,9 +115,10 @@ def section(baseline: Baseline, match: str) -> str:
 def load(path: Path) -> Baseline:
     """What save() wrote; an empty baseline for a file that is absent, torn or another program's."""
     try:
-        data = json.loads(path.read_text())
-        gpus, ports, nics = ({str(name): dict(facts) for name, facts in data[kind].items()} for kind in KINDS)
-        return Baseline(str(data["boot"]), gpus, ports, nics)
+        # what earlier versions did not learn is not there
+        data = {"pcie": {}, "memory": {}, "disks": {}, "clock": {}} | json.loads(path.read_text())
+        kinds = [{str(name): dict(facts) for name, facts in data[kind].items()} for kind in KINDS]
+        return Baseline(str(data["boot"]), *kinds)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Baseline()
 
@@ -136,6 +154,15 @@ def learn(baseline: Baseline, report: Report, sick: Iterable[str] = ()) -> tuple
         return _learn_ports(baseline, facts, ill)
     if report.probe == "nic":
         return _learn_nics(baseline, facts, ill)
+    if report.probe == "pcie":
+        pcie = _most(baseline.pcie, "pcie", facts, ("width", "speed"), ill)
+        return baseline if pcie == baseline.pcie else replace(baseline, pcie=pcie), ()
+    if report.probe == "memory":
+        return _learn_memory(baseline, facts), ()
+    if report.probe == "disk":
+        return _learn_disks(baseline, facts), ()
+    if report.probe == "system" and facts.get("", {}).get("system.clock") is True and not baseline.clock:
+        return replace(baseline, clock={"": {"synchronised": True}}), ()
     return baseline, ()
 
 
@@ -185,6 +212,9 @@ def _learn_nics(
         ]
         if speeds:
             new["speed"] = max(speeds)
+        master = seen.get("nic.master", (known or {}).get("master"))
+        if master is not None:
+            new["master"] = master
         notes += _renamed(nics, device, new, facts)
         if known is None:
             notes.append(f"network port {device} is new")
@@ -203,6 +233,35 @@ def _renamed(known: dict[str, Facts], device: str, new: Facts, facts: Mapping[st
     return notes
 
 
+def _most(
+    known: Devices, kind: str, facts: dict[str, Facts], names: Iterable[str], sick: Iterable[str] = ()
+) -> dict[str, Facts]:
+    """What is known of each device, with the most that it ever showed of some numbers."""
+    learned = dict(known)
+    for device in facts.keys() - set(sick):
+        for name in names:
+            value, before = facts[device].get(f"{kind}.{name}"), learned.get(device, {}).get(name, 0)
+            if isinstance(value, int | float) and isinstance(before, int | float):
+                learned[device] = {**learned.get(device, {}), name: max(value, before)}
+    return learned
+
+
+def _learn_memory(baseline: Baseline, facts: dict[str, Facts]) -> Baseline:
+    memory = _most(baseline.memory, "memory", facts, ("total",))
+    for device, seen in facts.items():
+        errors, before = seen.get("memory.uncorrected"), memory.get(device, {}).get("ecc")
+        if isinstance(errors, int):
+            memory[device] = {"ecc": min(errors, before) if isinstance(before, int) else errors}
+    return baseline if memory == baseline.memory else replace(baseline, memory=memory)
+
+
+def _learn_disks(baseline: Baseline, facts: dict[str, Facts]) -> Baseline:
+    fresh = {device for device, seen in facts.items() if seen.get("disk.read_only") is False}
+    if fresh <= baseline.disks.keys():
+        return baseline
+    return replace(baseline, disks={**baseline.disks, **{device: {"writable": True} for device in fresh}})
+
+
 # -- expecting ---------------------------------------------------------------------------
 
 
@@ -210,8 +269,11 @@ def expect(baseline: Baseline | None, expectations: Expectations, report: Report
     """A report's readings, without ignored devices, and what they mean beside the baseline.
 
     Of GPUs those of gpus.py; `infiniband.down`,
-    `.never_up`, `.slow`, `.missing`; `nic.down`, `.degraded`, `.slow`, `.missing`. States are True or False
-    (a good reading ends a finding); what cannot be told is absent. None for a baseline: none is remembered.
+    `.never_up`, `.slow`, `.missing`; `nic.down`, `.degraded`, `.slow`, `.missing`; `pcie.degraded`, `.below`
+    (what slot and card can); `memory.share` (percent of what there was), `.ecc_risen`, `.ecc_before`;
+    `disk.locked` (read-only, and was not); `system.unsynced` (the clock, and it was not). States are True or
+    False (a good reading ends a finding); what cannot be told is absent. None for a baseline: none is
+    remembered.
     """
     readings = tuple(one for one in report.readings if not expectations.ignored(one.device))
     if report.error:
@@ -225,6 +287,14 @@ def expect(baseline: Baseline | None, expectations: Expectations, report: Report
         derived = _expect_ports(known, expectations, facts)
     elif report.probe == "nic":
         derived = _expect_nics(known, expectations, facts)
+    elif report.probe == "pcie":
+        derived = _expect_pcie(known, expectations, facts)
+    elif report.probe == "memory":
+        derived = _expect_memory(known, expectations, facts, readings)
+    elif report.probe == "disk":
+        derived = _expect_disks(known, readings)
+    elif report.probe == "system":
+        derived = _expect_clock(known, readings)
     return (*readings, *(one for one in derived if not expectations.ignored(one.device)))
 
 
@@ -241,9 +311,9 @@ def _expect_ports(
     wanted = expectations.ib_ports
     for device, seen in ports.items():
         up = seen["infiniband.state"] == "ACTIVE"
-        state = (
-            f"state {seen['infiniband.state']}, {seen.get('infiniband.phys_state', 'physical state unknown')}"
-        )
+        where = f" ({seen['infiniband.place']})" if "infiniband.place" in seen else ""
+        physical = seen.get("infiniband.phys_state", "physical state unknown")
+        state = f"state {seen['infiniband.state']}, {physical}{where}"
         if device in baseline.ports:
             yield Reading("infiniband.down", device, not up, state)
             yield Reading("infiniband.never_up", device, False)
@@ -256,7 +326,10 @@ def _expect_ports(
         rate = seen.get("infiniband.rate")
         usual = expectations.ib_gbps or baseline.ports.get(device, {}).get("rate")
         if up and isinstance(rate, int | float) and isinstance(usual, int | float):
-            yield Reading("infiniband.slow", device, rate < usual, f"{rate:g} Gb/s instead of {usual:g}")
+            slow = f"{rate:g} Gb/s instead of {usual:g}{where}"
+            yield Reading("infiniband.slow", device, rate < usual, slow)
+    if "infiniband.listed" not in facts.get("", {}):
+        return
     addresses = {seen["infiniband.pci"] for seen in facts.values() if "infiniband.pci" in seen}
     for device, its in baseline.ports.items():
         if device in facts:
@@ -276,6 +349,7 @@ def _expect_nics(
     nics = {device: seen for device, seen in facts.items() if "nic.up" in seen or "nic.carrier" in seen}
     wanted = expectations.nic_ports
     linked = [device for device, seen in nics.items() if seen.get("nic.carrier") is True]
+    masters = {seen["nic.master"] for seen in nics.values() if "nic.master" in seen}
     for device, seen in nics.items():
         carrier = seen.get("nic.carrier")
         if seen.get("nic.up") is False:  # its admin's will is no fault, and ends one
@@ -284,10 +358,15 @@ def _expect_nics(
             continue
         else:
             dead = not carrier
-        if device in baseline.nics or (wanted is not None and len(linked) < wanted) or not dead:
-            covered = seen.get("nic.bond") is True
-            yield Reading("nic.down", device, dead and not covered, "no carrier" if dead else "")
-            yield Reading("nic.degraded", device, dead and covered, "no carrier" if dead else "")
+        covered = seen.get("nic.bond") is True
+        known = baseline.nics.get(device)
+        if known is not None or (wanted is not None and len(linked) < wanted) or not dead or covered:
+            no_link = f"no carrier (PCI {seen['nic.pci']})" if "nic.pci" in seen else "no carrier"
+            yield Reading("nic.down", device, dead and not covered, no_link)
+            master = (known or {}).get("master")
+            left = not dead and master in masters and "nic.master" not in seen
+            why = no_link if dead else f"no longer in {master}"
+            yield Reading("nic.degraded", device, (dead and covered) or left, why)
         speed = seen.get("nic.speed")
         configured = expectations.nic_gbps
         usual = configured * 1000 if configured else baseline.nics.get(device, {}).get("speed")
@@ -295,7 +374,7 @@ def _expect_nics(
             yield Reading("nic.slow", device, speed < usual, f"{speed} Mb/s instead of {usual:g}")
     bus = {device for device, seen in facts.items() if "nic.on_pci" in seen}
     addresses = {seen["nic.pci"] for seen in facts.values() if "nic.pci" in seen}
-    if not bus and not addresses:
+    if "nic.listed" not in facts.get("", {}):
         return  # a fast pass does not say what is on the bus
     for device, its in baseline.nics.items():
         if device in facts:
@@ -304,3 +383,71 @@ def _expect_nics(
             yield Reading("nic.missing", device, True, f"{its.get('pci')} is no longer on PCI")
     if wanted is not None:
         yield Reading("nic.missing", "", len(nics) < wanted, f"{len(nics)} of {wanted} network ports")
+
+
+def _expect_pcie(
+    baseline: Baseline, expectations: Expectations, facts: dict[str, Facts]
+) -> Iterator[Reading]:
+    links = {device: _link(seen, "pcie.") for device, seen in facts.items() if "pcie.width" in seen}
+    peers: dict[Value, list[tuple[int, float]]] = {}
+    for device, link in links.items():
+        if "pcie.model" in facts[device]:
+            peers.setdefault(facts[device]["pcie.model"], []).append(link)
+    for device, link in links.items():
+        seen = facts[device]
+        usual = expectations.pcie.get(device) or _link(baseline.pcie.get(device, {}))
+        now = _words(link)
+        if any(usual):
+            yield Reading("pcie.degraded", device, _less(link, usual), f"{now} instead of {_words(usual)}")
+        full = _link(seen, "pcie.full_")
+        others = peers.get(seen.get("pcie.model", ""), [])
+        if any(full):
+            yield Reading("pcie.below", device, _less(link, full), f"{now}, slot and card can {_words(full)}")
+        elif len(others) >= PEERS:
+            # what the slot can is not told: then all others of the same make, if they agree, tell it
+            most = max(others)
+            odd = _less(link, most) and others.count(most) == len(others) - 1
+            yield Reading("pcie.below", device, odd, f"{now}, all others of its make {_words(most)}")
+
+
+def _link(facts: Facts, prefix: str = "") -> tuple[int, float]:
+    """Lanes and GT/s, 0 for what is not known."""
+    width, speed = facts.get(f"{prefix}width"), facts.get(f"{prefix}speed")
+    return width if isinstance(width, int) else 0, speed if isinstance(speed, int | float) else 0.0
+
+
+def _less(link: tuple[int, float], than: tuple[int, float]) -> bool:
+    return link[0] < than[0] or 0 < link[1] < than[1]
+
+
+def _words(link: tuple[int, float]) -> str:
+    width, speed = link
+    return " ".join([f"{speed:g} GT/s"] * bool(speed) + [f"x{width}"] * bool(width))
+
+
+def _expect_memory(
+    baseline: Baseline, expectations: Expectations, facts: dict[str, Facts], readings: tuple[Reading, ...]
+) -> Iterator[Reading]:
+    total = facts.get("", {}).get("memory.total")
+    usual = expectations.memory or baseline.memory.get("", {}).get("total")
+    if isinstance(total, int | float) and isinstance(usual, int | float) and usual > 0:
+        yield Reading("memory.share", "", round(100 * total / usual, 1), f"{total:g} GiB of {usual:g}")
+    for one in readings:
+        if one.name == "memory.uncorrected" and isinstance(one.value, int):
+            first = baseline.memory.get(one.device, {}).get("ecc")
+            before = min(first, one.value) if isinstance(first, int) else one.value
+            yield Reading("memory.ecc_risen", one.device, one.value - before, one.evidence)
+            yield Reading("memory.ecc_before", one.device, before, one.evidence)
+
+
+def _expect_disks(baseline: Baseline, readings: tuple[Reading, ...]) -> Iterator[Reading]:
+    for one in readings:
+        if one.name == "disk.read_only" and one.device in baseline.disks:
+            yield replace(one, name="disk.locked")
+
+
+def _expect_clock(baseline: Baseline, readings: tuple[Reading, ...]) -> Iterator[Reading]:
+    # where the kernel is never told (PTP, chrony without rtcsync), it has nothing to lose
+    for one in readings:
+        if one.name == "system.clock" and baseline.clock:
+            yield replace(one, name="system.unsynced", value=not one.value)

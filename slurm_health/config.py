@@ -7,6 +7,7 @@ written here. Unknown keys are refused, and every mistake is reported at once wi
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from slurm_health import duration, rules
 
 DEFAULT_PATH = Path("/etc/slurm-health/config.toml")
+PCIE = re.compile(r"(?:(\d+(?:\.\d+)?) GT/s )?x(\d+)")
 DEFAULT_PORT = 6821  # Slurm's own daemons have 6817 to 6820
 
 
@@ -54,6 +56,19 @@ def _hostlist(text: str) -> str:
         NodeSet(text)
     except NodeSetException as error:
         raise ValueError(f"no hostlist: {error}") from None
+    return text
+
+
+def _pcie_link(text: str) -> tuple[int, float]:
+    """Lanes and GT/s; 0 where only the width is given."""
+    found = PCIE.fullmatch(text)
+    if found is None:
+        raise ValueError('write speed and width, such as "16 GT/s x16", or the width alone: "x16"')
+    return int(found[2]), float(found[1] or 0)
+
+
+def _pcie(text: str) -> str:
+    _pcie_link(text)
     return text
 
 
@@ -128,12 +143,18 @@ class Probes(Section):
     gpu: bool = True
     infiniband: bool = True
     nic: bool = True
+    pcie: bool = True
+    memory: bool = True
+    disk: bool = True
+    system: bool = True
     gpu_every: Seconds = 15.0
     gpu_deadline: Seconds = 10.0
     links_every: Seconds = 1.0
     folder: Path = Field(Path("/etc/slurm-health/probes.d"), description="the site's own probes")
     site_every: Seconds = 60.0
     site_deadline: Seconds = Field(10.0, description="a site's probe that takes longer is ended")
+    counters_every: Seconds = Field(30.0, description="how often rates and error counters of links are read")
+    host_every: Seconds = Field(60.0, description="how often PCIe, memory, disks and the rest are looked at")
 
 
 class Links(Section):
@@ -148,6 +169,11 @@ class Nodes(Section):
     gpus: int | None = Field(None, ge=0)
     infiniband: Links = Links()
     nics: Links = Links()
+    pcie: dict[str, Annotated[str, AfterValidator(_pcie)]] = Field(
+        {}, description='the link of each PCI address: "16 GT/s x16", or "x16" where the speed may change'
+    )
+    memory: float | None = Field(None, gt=0, description="GiB that Linux can use (MemTotal)")
+    services: tuple[str, ...] = Field((), description='systemd units that should run: "nvidia-fabricmanager"')
     ignore: tuple[str, ...] = Field((), description='device globs that are never judged: "mlx5_bond_0/*"')
 
 
@@ -174,8 +200,12 @@ class Config(Section):
 
     def expected(self, node: str) -> dict[str, Any]:
         """What the [[nodes]] sections together say of one node: gpus, ib_ports, ib_gbps, nic_ports,
-        nic_gbps (None where nothing is said) and ignore."""
-        merged: dict[str, Any] = dict.fromkeys(("gpus", "ib_ports", "ib_gbps", "nic_ports", "nic_gbps"))
+        nic_gbps, memory (None where nothing is said), pcie, services and ignore."""
+        merged: dict[str, Any] = dict.fromkeys(
+            ("gpus", "ib_ports", "ib_gbps", "nic_ports", "nic_gbps", "memory")
+        )
+        pcie: dict[str, tuple[int, float]] = {}
+        services: tuple[str, ...] = ()
         ignore: tuple[str, ...] = ()
         for section in self.nodes:
             if node not in NodeSet(section.match):
@@ -186,10 +216,13 @@ class Config(Section):
                 "ib_gbps": section.infiniband.gbps,
                 "nic_ports": section.nics.ports,
                 "nic_gbps": section.nics.gbps,
+                "memory": section.memory,
             }
             merged |= {key: value for key, value in said.items() if value is not None}
+            pcie |= {address: _pcie_link(words) for address, words in section.pcie.items()}
+            services += section.services
             ignore += section.ignore
-        return merged | {"ignore": ignore}
+        return merged | {"pcie": pcie, "services": services, "ignore": ignore}
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

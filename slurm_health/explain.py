@@ -57,13 +57,6 @@ ELSEWHERE = {
         "left alone",
         "Look at slurmctld (scontrol ping, sdiag). A slow slurmctld never counts against a node.",
     ),
-    "PROBE_STUCK": (
-        "a probe of the node's daemon does not come back",
-        "the node's daemon: a probe is still out long after its deadline",
-        "recorded as a warning; the node stays in service",
-        "left alone",
-        "A driver may hang: look for tasks in D state and for the driver's messages in the kernel log.",
-    ),
 }
 
 

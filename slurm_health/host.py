@@ -1,16 +1,19 @@
-"""The only door to a machine's files: everything under /sys, /proc and /dev goes through a Host.
+"""The only door to a machine: everything under /sys, /proc and /dev goes through a Host.
 
-`Host(root)` reads the machine below `root`, so that a folder can stand for a machine.
+`Host(root)` reads the machine below `root`, so that a folder can stand for a machine. What a kernel tells by
+a system call only, such a folder says in a file beside sys/ and proc/: `statvfs`, `adjtimex`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 LARGEST = 1 << 20  # no file that a probe reads is longer; a stray one must not fill the memory
+TIME_ERROR = 5  # <sys/timex.h>: what adjtimex(2) returns while the clock is not synchronised
 
 
 class Host:
@@ -64,12 +67,55 @@ class Host:
         except (OSError, ValueError):
             return None
 
+    def place(self, name: str | Path) -> str:
+        """Where a file really is below the root, all symbolic links followed; "" where that leads outside."""
+        try:
+            found = os.path.realpath(f"{self._prefix}{name}")
+            home = os.path.realpath(self.root)
+        except (OSError, ValueError):
+            return ""
+        return found[len(home) :].lstrip("/") if found.startswith(home) else ""
+
     def exists(self, name: str | Path) -> bool:
         return os.path.exists(f"{self._prefix}{name}")  # noqa: PTH110 (as above)
 
     def glob(self, pattern: str) -> Iterator[Path]:
         """Paths below root (relative to it) that match, sorted."""
         return iter(sorted(path.relative_to(self.root) for path in self.root.glob(pattern)))
+
+    def space(self, mount: str) -> tuple[int, int, int, int] | None:
+        """A mounted file system's blocks (all, free to users) and inodes (all, free), as statvfs(2) has them;
+        a folder that stands for a machine says them in lines `mount blocks free inodes free`. May hang with
+        the disk.
+        """
+        if self._prefix != "/":
+            for line in (self.text("statvfs") or "").splitlines():
+                name, *numbers = line.split()
+                if name == mount and len(numbers) == 4 and all(one.isdigit() for one in numbers):
+                    return int(numbers[0]), int(numbers[1]), int(numbers[2]), int(numbers[3])
+            return None
+        try:
+            found = os.statvfs(mount)
+        except (OSError, ValueError):
+            return None
+        # to users all but root's reserve counts, as df(1) has it
+        return (
+            found.f_blocks - found.f_bfree + found.f_bavail,
+            found.f_bavail,
+            found.f_files,
+            found.f_ffree,
+        )
+
+    def clock_error(self) -> bool | None:
+        """Whether the kernel holds its clock for not synchronised (adjtimex(2) returns TIME_ERROR); None
+        where it does not say. A folder that stands for a machine has what adjtimex returns in `adjtimex`.
+        """
+        if self._prefix != "/":
+            told = self.number("adjtimex")
+            return None if told is None else told == TIME_ERROR
+        timex = ctypes.create_string_buffer(512)  # struct timex: modes = 0, nothing is set; 208 bytes of it
+        told = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
+        return None if told < 0 else told == TIME_ERROR
 
     def boot_id(self) -> str:
         """A name for this boot: /proc/sys/kernel/random/boot_id (random(4)), "" where it cannot be told."""

@@ -46,9 +46,9 @@ class Reading:
     uniquely on its node: "<boot id>/<kernel sequence number>". It is empty on states (something that holds).
     `at` is the event's own time (seconds since the epoch), 0 for states. `pid` is the process that the
     kernel named, 0 where it named none. `detail` is the one lower-case word beside the value that an opinion
-    may need ("fatal", "nonfatal", "drain_and_reset"; of a counter the width at which it stops: "8bit",
-    "16bit", "32bit"), empty where there is none. `job` is whose an event on a GPU was, "4711.0/1000" (job,
-    restarts, uid), empty where that is not known.
+    may need ("fatal", "nonfatal", "drain_and_reset"; of a counter the width at which it stops: "4bit",
+    "8bit", "16bit", "32bit"), empty where there is none. `job` is whose an event on a GPU was, "4711.0/1000"
+    (job, restarts, uid), empty where that is not known.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The node's daemon: senses, judges, publishes its verdict, reports.
 
 One thread and one selector: kernel records and NVML's answers wake it at once, links are looked at every
-second, slow values every 15 s. Whatever may hang (NVML, sysfs of a dead adapter, the controller) lives in a
-process or on a thread of its own.
+second, their counters every 30 s, the host every minute. Whatever may hang (NVML, sysfs of a dead adapter,
+the controller) lives in a process or on a thread of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ from slurm_health.config import Config
 from slurm_health.host import Host, uptime
 from slurm_health.link import Link
 from slurm_health.model import Card, Finding, Reading, Report, Severity
-from slurm_health.probes import gpu, infiniband, kernel, nic, process, site
+from slurm_health.probes import gpu, kernel, process, site
+from slurm_health.probes.disk import disk
+from slurm_health.probes.infiniband import InfiniBand
+from slurm_health.probes.memory import memory
+from slurm_health.probes.nic import Nic
+from slurm_health.probes.pcie import Pcie
 from slurm_health.probes.runner import Runner
+from slurm_health.probes.system import System
 from slurm_health.sinks.verdict import VerdictFile
 from slurm_health.spool import Spool
 
@@ -40,9 +46,10 @@ FIRST_PASS = 20.0  # seconds after which we call ourselves ready, whatever is st
 RETRY = 2.0  # seconds between tries of a driver that failed
 ALONE = 60.0  # seconds without the controller after which its decision no longer holds
 BACKLOG = 600.0  # seconds before our start; older kernel lines are not news when nothing was remembered
-FULL_PASS = 15.0  # seconds between looks at what changes slowly on a link: rates and addresses
 LINK_DEADLINE = 5.0
 PROCESS_DEADLINE = 5.0
+HOST_DEADLINE = 30.0
+STUCK = 120.0  # seconds after which a probe that is still out is a finding
 SEATED = 64  # runs whose ranks are remembered
 SAVE = 60.0  # seconds between savings of what counts up within windows
 TICK = 1.0
@@ -107,13 +114,21 @@ class NodeDaemon:
         if config.probes.kernel:
             self.log = kernel.KernelLog(self.host, self._cursor())
         self.runner = Runner()
-        probes: dict[str, Callable[..., Iterable[Reading]]] = {}
+        self.links: dict[str, InfiniBand | Nic] = {}
         if config.probes.infiniband:
-            probes["infiniband"] = infiniband.infiniband
+            self.links["infiniband"] = InfiniBand(self.host)
         if config.probes.nic:
-            probes["nic"] = nic.nic
-        self.links = probes
-        self.unseen = {*probes, *(["gpu"] if self.worker else [])}  # what the first pass still owes
+            self.links["nic"] = Nic(self.host)
+        hosted: dict[str, Callable[[], Iterable[Reading]]] = {
+            "pcie": Pcie(self.host).look,
+            "memory": partial(memory, self.host),
+            "disk": partial(disk, self.host),
+            "system": System(self.host, self.expectations.services).look,
+        }
+        self.hosted = {name: call for name, call in hosted.items() if getattr(config.probes, name)}
+        # what the first pass still owes
+        self.stuck = {found.device for found in self.standing if found.code == "PROBE_STUCK"}
+        self.unseen = {*self.links, *self.hosted, *(["gpu"] if self.worker else [])}
         self.gpu_due = math.inf  # when NVML is asked next (monotonic)
         self.link = Link(
             config.addresses,
@@ -139,7 +154,7 @@ class NodeDaemon:
         if self.log and (watched := self.log.fileno()) is not None:
             selector.register(watched, selectors.EVENT_READ, self._kernel)
         started = time.monotonic()
-        full = fast = tick = sites = started
+        full = fast = slow = tick = sites = started
         self.gpu_due = started if self.worker else math.inf
         ready = False
         self._kernel()
@@ -148,11 +163,15 @@ class NodeDaemon:
             now = time.monotonic()
             if now >= fast:
                 self._look(full=now >= full)
-                full = now + FULL_PASS if now >= full else full
+                full = now + self.config.probes.counters_every if now >= full else full
                 fast = max(fast + self.config.probes.links_every, now)
             if now >= sites:
                 self._visit()
                 sites = now + self.config.probes.site_every
+            if now >= slow:
+                for name, call in self.hosted.items():
+                    self.runner.start(name, call, HOST_DEADLINE, now)
+                slow = now + self.config.probes.host_every
             if self.worker and now >= self.gpu_due:
                 self.worker.ask(now)
                 self.gpu_due = now + self.config.probes.gpu_every
@@ -165,7 +184,8 @@ class NodeDaemon:
                 self._publish()
                 systemd.notify("READY=1\nSTATUS=first pass done")
                 log.info("ready: first pass took %.1f s", now - started)
-            for key, _ in selector.select(max(0.0, min(fast, self.gpu_due, tick, sites) - time.monotonic())):
+            due = min(fast, slow, self.gpu_due, tick, sites)
+            for key, _ in selector.select(max(0.0, due - time.monotonic())):
                 key.data()
         systemd.notify("STOPPING=1")
         self._remember()
@@ -197,6 +217,7 @@ class NodeDaemon:
         if self.worker and (report := self.worker.overdue(now)):
             self._report(report)
         self._collect()
+        self._miss(now)
         if self.log:
             self._kernel()
         refusing = self.verdict.said[0] == "bad"
@@ -217,7 +238,7 @@ class NodeDaemon:
     def _look(self, full: bool) -> None:
         now = time.monotonic()
         for name, probe in self.links.items():
-            self.runner.start(name, partial(probe, self.host, fast=not full), LINK_DEADLINE, now)
+            self.runner.start(name, probe.look if full else probe.glance, LINK_DEADLINE, now)
 
     def _visit(self) -> None:
         """Start the site's own probes; a new one is found without a restart."""
@@ -233,6 +254,14 @@ class NodeDaemon:
     def _collect(self) -> None:
         for report in self.runner.collect(time.monotonic()):
             self._report(report)
+
+    def _miss(self, now: float) -> None:
+        """Say which probes do not come back, and which did."""
+        out = {name for name, since in self.runner.outstanding().items() if now - since > STUCK}
+        if out != self.stuck:
+            told = f"out for more than {STUCK:g} s"
+            self._judge(Reading("probe.stuck", name, name in out, told) for name in sorted(out | self.stuck))
+            self.stuck = out
 
     def _answered(self) -> None:
         assert self.worker
@@ -271,6 +300,8 @@ class NodeDaemon:
                     self.blind[report.probe] = error
                 else:
                     self.blind.pop(report.probe, None)
+        if not report.readings:
+            return  # a glance that saw nothing new
         sick = [found.device for found in self.standing if found.severity is Severity.CRITICAL]
         if (names := identity.learn(self.names, report.readings)) is not self.names:
             self.names = names

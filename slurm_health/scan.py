@@ -18,11 +18,15 @@ from slurm_health.baseline import Expectations, expect
 from slurm_health.host import Host
 from slurm_health.model import Finding, Reading, Report, Severity
 from slurm_health.probes import site
+from slurm_health.probes.disk import disk
 from slurm_health.probes.gpu import Worker
-from slurm_health.probes.infiniband import infiniband
+from slurm_health.probes.infiniband import InfiniBand
 from slurm_health.probes.kernel import KernelLog, readings
-from slurm_health.probes.nic import nic
+from slurm_health.probes.memory import memory
+from slurm_health.probes.nic import Nic
+from slurm_health.probes.pcie import Pcie
 from slurm_health.probes.runner import Runner
+from slurm_health.probes.system import System
 from slurm_health.rules import RuleBook
 
 TRIES = 3  # a failed driver is asked so often, as the daemon does
@@ -120,9 +124,13 @@ def _look(
     worker = Worker(host, library, deadline, expected=bool(expectations.gpus))
     began = time.monotonic()
     calls: dict[str, Callable[[], Iterable[Reading]]] = {
-        "infiniband": lambda: infiniband(host),
-        "nic": lambda: nic(host),
         "kernel": lambda: _kernel(host),
+        "infiniband": InfiniBand(host).look,
+        "nic": Nic(host).look,
+        "pcie": Pcie(host).look,
+        "memory": lambda: memory(host),
+        "disk": lambda: disk(host),
+        "system": System(host, expectations.services).look,
     }
     reports: dict[str, Report] = {}
     try:

@@ -219,25 +219,63 @@ match = "n[1-4]"
 gpus = 8
 infiniband = { ports = 8, gbps = 400 }
 ignore = ["mlx5_bond_0/*"]
+memory = 2015.5
+services = ["munge"]
+[nodes.pcie]
+"0000:17:00.0" = "32 GT/s x16"
+"0000:18:00.0" = "x16"
 [[nodes]]
 match = "n[3-4],x1"
 gpus = 4
 infiniband.gbps = 200
 nics = { ports = 2 }
 ignore = ["eth7"]
+pcie = { "0000:17:00.0" = "16 GT/s x8" }
+services = ["nvidia-fabricmanager"]
 """
-NOTHING = {"gpus": None, "ib_ports": None, "ib_gbps": None, "nic_ports": None, "nic_gbps": None, "ignore": ()}
+UNSAID = ("gpus", "ib_ports", "ib_gbps", "nic_ports", "nic_gbps", "memory")
+NOTHING = dict.fromkeys(UNSAID) | {"pcie": {}, "services": (), "ignore": ()}
 
 
 @pytest.mark.parametrize(
     ("node", "expected"),
     [
-        ("n1", {"gpus": 8, "ib_ports": 8, "ib_gbps": 400, "ignore": ("mlx5_bond_0/*",)}),
+        (
+            "n1",
+            {
+                "gpus": 8,
+                "ib_ports": 8,
+                "ib_gbps": 400,
+                "memory": 2015.5,
+                "pcie": {"0000:17:00.0": (16, 32.0), "0000:18:00.0": (16, 0.0)},
+                "services": ("munge",),
+                "ignore": ("mlx5_bond_0/*",),
+            },
+        ),
         (
             "n3",
-            {"gpus": 4, "ib_ports": 8, "ib_gbps": 200, "nic_ports": 2, "ignore": ("mlx5_bond_0/*", "eth7")},
+            {
+                "gpus": 4,
+                "ib_ports": 8,
+                "ib_gbps": 200,
+                "nic_ports": 2,
+                "memory": 2015.5,
+                "services": ("munge", "nvidia-fabricmanager"),
+                "pcie": {"0000:17:00.0": (8, 16.0), "0000:18:00.0": (16, 0.0)},
+                "ignore": ("mlx5_bond_0/*", "eth7"),
+            },
         ),
-        ("x1", {"gpus": 4, "ib_gbps": 200, "nic_ports": 2, "ignore": ("eth7",)}),
+        (
+            "x1",
+            {
+                "gpus": 4,
+                "ib_gbps": 200,
+                "nic_ports": 2,
+                "pcie": {"0000:17:00.0": (8, 16.0)},
+                "services": ("nvidia-fabricmanager",),
+                "ignore": ("eth7",),
+            },
+        ),
         ("n5", {}),
     ],
 )

@@ -1,13 +1,14 @@
 """Data of real machines, where it lies beside the repository. Absent, there is nothing to collect."""
 
 import csv
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from slurm_health import rules
-from slurm_health.baseline import Expectations
+from slurm_health import config, rules
+from slurm_health.baseline import Baseline, Expectations, learn, section
 from slurm_health.host import Host
 from slurm_health.replay import replay
 from slurm_health.scan import scan
@@ -101,7 +102,10 @@ if TREES:
         "gcm-learn_good": (Expectations(ib_ports=8, ib_gbps=200), set()),
         "gcm-learn_ib_intf_bad_rate": (Expectations(ib_ports=8, ib_gbps=200), {"IB_PORT_SLOW"}),
         "gcm-cache_milan_good": (Expectations(), set()),
-        "gcm-compute_samsung980pro-downgraded": (Expectations(ib_gbps=200), set()),  # PCIe: a later version
+        "gcm-compute_samsung980pro-downgraded": (
+            Expectations(ib_gbps=200, pcie={"0000:8d:00.0": (16, 16.0)}),
+            {"PCIE_DEGRADED"},
+        ),
     }
 
     @pytest.mark.parametrize("tree", TREES, ids=lambda path: path.name.partition(".")[0])
@@ -114,4 +118,61 @@ if TREES:
         result = scan(Host(root), expectations, BOOK, "/nowhere/libnvidia-ml.so.1")
         assert {one.code for one in result.findings} == codes
         assert {report.error for report in result.reports} == {""}
-        assert scan(Host(root), Expectations(), BOOK, "/nowhere/libnvidia-ml.so.1").findings == ()
+        alone = scan(Host(root), Expectations(), BOOK, "/nowhere/libnvidia-ml.so.1")
+        odd = [("PCIE_DEGRADED", "0000:8d:00.0")] if "downgraded" in name else []  # among seven of its make
+        assert [(one.code, one.device) for one in alone.findings] == odd
+        assert alone.verdict == ("warning" if odd else "ok")
+
+
+# The same machines' files as their tests upstream have them, path by path.
+TWINS = CORPUS / "ib-tools/gcm-hw"
+
+
+def built(name: str, root: Path) -> Host:
+    """A machine of such a list, with the links of /sys/class that it left out."""
+    for path, text in json.loads((TWINS / f"{name}.json").read_text()).items():
+        file = root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for kind in ("infiniband", "net"):
+        for device in root.glob(f"sys/bus/pci/devices/*/{kind}/*"):
+            link = root / f"sys/class/{kind}/{device.name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../{device.relative_to(root / 'sys')}")
+    return Host(root)
+
+
+if TWINS.is_dir():
+
+    @pytest.mark.parametrize(
+        ("healthy", "sick", "found"),
+        [
+            ("learn_good", "learn_good", set()),
+            ("learn_good", "learn_ib_misbound_if", set()),  # names only
+            ("cache_rome_good", "cache_rome_good", set()),
+            ("compute_samsung980pro", "compute_samsung980pro", set()),
+            (
+                "compute_samsung980pro",
+                "compute_samsung980pro-downgraded",
+                {("PCIE_DEGRADED", "0000:8d:00.0", "critical")},
+            ),
+            ("cache_milan_good", "cache_downlink", {("PCIE_DEGRADED", "0000:c3:00.0", "critical")}),
+            (
+                "learn_good",
+                "learn_stuck_ib_intf",
+                {("IB_PORT_DOWN", "mlx5_6/1", "critical"), ("IB_PORT_DOWN", "mlx5_8/1", "critical")},
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_what_a_healthy_machine_has_is_expected_of_another(
+        tmp_path: Path, healthy: str, sick: str, found: set[tuple[str, str, str]]
+    ) -> None:
+        learned = Baseline()
+        for report in scan(built(healthy, tmp_path / "healthy"), Expectations(), BOOK).reports:
+            learned, _ = learn(learned, report)
+        file = tmp_path / "config.toml"
+        file.write_text(section(learned, "n1"))
+        expected = Expectations(**config.load(str(file)).expected("n1"))
+        result = scan(built(sick, tmp_path / "sick"), expected, BOOK)
+        assert {(one.code, one.device, str(one.severity)) for one in result.findings} == found

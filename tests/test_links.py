@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report, Value
-from slurm_health.probes.infiniband import _rate, _word, infiniband
-from slurm_health.probes.nic import nic
+from slurm_health.probes.infiniband import InfiniBand, _rate, _word
+from slurm_health.probes.nic import Nic
 
 Facts = dict[tuple[str, str], Value]
 NOTHING = Expectations()
 
 
-def read(root: Path, fast: bool = False) -> Facts:
-    return facts((*infiniband(Host(root), fast), *nic(Host(root), fast)))
+def read(root: Path) -> Facts:
+    return facts((*InfiniBand(Host(root)).look(), *Nic(Host(root)).look()))
 
 
 def facts(readings: tuple[Reading, ...]) -> Facts:
@@ -26,8 +26,8 @@ def facts(readings: tuple[Reading, ...]) -> Facts:
 
 
 def report(root: Path, probe: str, fast: bool = False) -> Report:
-    call = {"infiniband": infiniband, "nic": nic}[probe]
-    return Report(probe, tuple(call(Host(root), fast)))
+    ports = {"infiniband": InfiniBand, "nic": Nic}[probe](Host(root))
+    return Report(probe, tuple(ports.glance() if fast else ports.look()))
 
 
 def judged(root: Path, probe: str, known: Baseline | None, expected: Expectations = NOTHING) -> Facts:
@@ -53,21 +53,26 @@ def known(healthy: Path) -> Baseline:
 def test_a_port_as_it_is(tmp_path: Path) -> None:
     nodes.port(tmp_path, "mlx5_4", pci="0000:18:00.0")
     assert read(tmp_path) == {
+        ("infiniband.listed", ""): 1,
         ("infiniband.state", "mlx5_4/1"): "ACTIVE",
         ("infiniband.phys_state", "mlx5_4/1"): "LinkUp",
         ("infiniband.rate", "mlx5_4/1"): 400.0,
         ("infiniband.link_layer", "mlx5_4/1"): "InfiniBand",
         ("infiniband.pci", "mlx5_4/1"): "0000:18:00.0",
+        ("infiniband.place", "mlx5_4/1"): "PCI 0000:18:00.0",
+        ("nic.listed", ""): 0,
     }
 
 
 def test_a_nic_as_it_is(tmp_path: Path) -> None:
     nodes.nic(tmp_path, "eth2")
     assert read(tmp_path) == {
+        ("infiniband.listed", ""): 0,
         ("nic.up", "eth2"): True,
         ("nic.carrier", "eth2"): True,
         ("nic.speed", "eth2"): 100000,
         ("nic.pci", "eth2"): "0000:40:00.0",
+        ("nic.listed", ""): 1,
         ("nic.on_pci", "0000:40:00.0"): True,
     }
 
@@ -75,7 +80,9 @@ def test_a_nic_as_it_is(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_no_reading(tmp_path: Path) -> None:
     nodes.port(tmp_path, "mlx5_0", state="", phys="garbled", rate="", layer="")
     nodes.nic(tmp_path, "eth0", pci="0000:40:00.0", carrier="", speed="", flags="flags")
-    assert set(read(tmp_path)) == {("nic.pci", "eth0"), ("nic.on_pci", "0000:40:00.0")}
+    assert {name for name, _ in read(tmp_path)} == {
+        *("infiniband.listed", "nic.listed", "nic.pci", "nic.on_pci")
+    }
 
 
 @given(st.text(max_size=40))
@@ -115,13 +122,13 @@ def test_only_physical_ports_are_looked_at(tmp_path: Path) -> None:
     nodes.write(tmp_path, {"sys/0000:50:00.0/physfn/class": "0x020000"})  # where eth9's device link points
     nodes.nic(tmp_path, "usb0", pci="1-1:1.0")
     nodes.link(tmp_path, "sys/1-1:1.0/subsystem", "../../bus/usb")
-    assert {device for name, device in read(tmp_path) if name != "nic.on_pci"} == set()
+    assert {device for name, device in read(tmp_path) if name != "nic.on_pci"} == {""}
 
 
 def test_virtual_functions_are_left_out(tmp_path: Path) -> None:
     nodes.port(tmp_path, "mlx5_9", pci="0000:18:00.1")
     nodes.write(tmp_path, {"sys/0000:18:00.1/physfn/class": "x"})
-    assert read(tmp_path) == {}
+    assert {device for _, device in read(tmp_path)} == {""}
 
 
 def test_the_fast_pass_has_what_a_lost_link_shows(healthy: Path, known: Baseline) -> None:
@@ -207,7 +214,8 @@ def test_a_port_that_vanished(healthy: Path, known: Baseline) -> None:
 def test_all_ports_vanish(healthy: Path, known: Baseline) -> None:
     (healthy / "sys/class/infiniband").rename(healthy / "away")
     verdicts = judged(healthy, "infiniband", known)
-    assert verdicts == {("infiniband.missing", f"mlx5_{n}/1"): True for n in range(2)}
+    gone = {("infiniband.missing", f"mlx5_{n}/1"): True for n in range(2)}
+    assert verdicts == {("infiniband.listed", ""): 0, **gone}
 
 
 def test_a_failed_probe_says_nothing(known: Baseline) -> None:

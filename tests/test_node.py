@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from test_link import Controller, wait
 from slurm_health import config, rules, wire
 from slurm_health.host import uptime
 from slurm_health.model import Card, Finding, Reading, Report, Severity, Urgency
-from slurm_health.node import ALONE, SAVE, NodeDaemon
+from slurm_health.node import ALONE, SAVE, STUCK, NodeDaemon
 from slurm_health.sandbox.daemon import await_until, identity
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
@@ -614,3 +615,21 @@ def test_a_lost_gpu_is_named_over_a_restart(tmp_path: Path) -> None:
         again._judge([Reading("kernel.xid", gpu, 79, "NVRM: gone", "b/9", time.time())])
         [found] = again.compose().opened
         assert found.evidence == "NVRM: gone [/dev/nvidia3, GPU-9a, serial 1650]"
+
+
+def test_a_probe_that_does_not_come_back_is_a_finding(here: NodeDaemon) -> None:
+    back = threading.Event()
+
+    def hangs() -> Iterator[Reading]:
+        back.wait()
+        yield from ()
+
+    here.runner.start("disk", hangs, 5, time.monotonic() - STUCK - 1)
+    here._tick()
+    assert [(one.code, one.device, str(one.severity)) for one in here.standing] == [
+        ("PROBE_STUCK", "disk", "warning")
+    ]
+    here._tick()
+    assert len(here.standing) == 1
+    back.set()
+    assert await_until(lambda: here._tick() or not here.standing, 20)

@@ -52,7 +52,8 @@ def test_the_contract_of_json(tmp_path: Path) -> None:
         ("IB_PORT_DOWN", "critical", "mlx5_0/1"),
     ]
     assert all(set(one) == {"code", "severity", "device", "text", "evidence"} for one in result["findings"])
-    assert [one["probe"] for one in result["reports"]] == ["kernel", "gpu", "infiniband", "nic"]
+    probes = ["kernel", "gpu", "infiniband", "nic", "disk", "memory", "pcie", "system"]
+    assert [one["probe"] for one in result["reports"]] == probes
     assert all(set(one) == {"probe", "seconds", "readings", "error"} for one in result["reports"])
 
 

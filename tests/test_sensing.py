@@ -12,10 +12,14 @@ from slurm_health import rules
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
 from slurm_health.host import Host
 from slurm_health.model import Finding, Report, Severity, Urgency
+from slurm_health.probes.disk import disk
 from slurm_health.probes.gpu import Worker
-from slurm_health.probes.infiniband import infiniband
+from slurm_health.probes.infiniband import InfiniBand
 from slurm_health.probes.kernel import KernelLog, readings
-from slurm_health.probes.nic import nic
+from slurm_health.probes.memory import memory
+from slurm_health.probes.nic import Nic
+from slurm_health.probes.pcie import Pcie
+from slurm_health.probes.system import System
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
 
@@ -38,6 +42,8 @@ class Node:
         self.host = Host(root)
         self.worker = Worker(self.host, library, folder=root)
         self.log = KernelLog(self.host)
+        self.links, self.nics, self.pcie = InfiniBand(self.host), Nic(self.host), Pcie(self.host)
+        self.system = System(self.host, ["munge"])
         self.known = begin(Baseline(), "boot")
         self.memory = rules.begin(None, "boot")
         self.now = 1000.0
@@ -59,8 +65,12 @@ class Node:
         reports = (
             Report("kernel", events),
             gpus or self.gpus(),
-            Report("infiniband", tuple(infiniband(self.host))),
-            Report("nic", tuple(nic(self.host))),
+            Report("infiniband", tuple(self.links.look())),
+            Report("nic", tuple(self.nics.look())),
+            Report("pcie", tuple(self.pcie.look())),
+            Report("memory", tuple(memory(self.host))),
+            Report("disk", tuple(disk(self.host))),
+            Report("system", tuple(self.system.look())),
         )
         expected = [one for report in reports for one in expect(self.known, Expectations(), report)]
         found, self.memory = rules.judge(BOOK, expected, self.memory, self.now)
@@ -100,6 +110,9 @@ def shape(found: tuple[Finding, ...]) -> list[tuple[str, str, Urgency]]:
         ({"fault": "ib-down", "port": 4}, 5, "IB_PORT_DOWN", "mlx5_4/1", Urgency.NOW),
         ({"fault": "ib-slow", "port": 4}, 60, "IB_PORT_SLOW", "mlx5_4/1", Urgency.FINISH),
         ({"fault": "nic-down", "port": 1}, 5, "NIC_DOWN", "eth1", Urgency.NOW),
+        ({"fault": "ib-pcie-degraded", "port": 3}, 60, "PCIE_DEGRADED", "0000:5e:00.0", Urgency.FINISH),
+        ({"fault": "mem-missing"}, 0, "MEM_MISSING", "", Urgency.FINISH),
+        ({"fault": "disk-readonly"}, 0, "DISK_READ_ONLY", "dm-0", Urgency.FINISH),
     ],
     ids=lambda value: value["fault"] if isinstance(value, dict) else "",
 )
@@ -120,6 +133,56 @@ def test_a_state_comes_and_goes(
     assert shape(node.look(1)) == [(code, device, job)]
     assert node.look(29.9) == found
     assert node.look(0.1) == ()
+
+
+@pytest.mark.parametrize(
+    ("fault", "hold", "code", "device"),
+    [
+        ({"fault": "disk-full"}, 60, "DISK_FULL", "nvme0n1p2"),
+        ({"fault": "disk-full", "text": "inodes"}, 60, "DISK_FULL", "nvme0n1p2"),
+        ({"fault": "pids-full"}, 0, "HOST_PIDS", ""),
+        ({"fault": "clock-unsynced"}, 1800, "HOST_CLOCK", ""),
+        ({"fault": "service-stopped"}, 60, "HOST_SERVICE", "munge.service"),
+        ({"fault": "task-stuck", "gpu": 3}, 60, "KERNEL_HUNG_TASK", ""),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_what_a_user_can_do_to_a_host_only_warns(
+    node: Node, fault: dict[str, object], hold: int, code: str, device: str
+) -> None:
+    node.machine.inject(**fault)  # type: ignore[arg-type]
+    node.look()
+    assert node.look(hold and hold - 0.1) == () or not hold
+    node.look(0.1)
+    [found] = node.look(hold)  # a stuck task shows as such at the second look
+    assert (found.code, found.device, found.severity, found.job) == (
+        *(code, device),
+        *(Severity.WARNING, Urgency.NONE),
+    )
+    node.machine.clear()
+    node.look(1)
+    assert node.look(31) == ()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "device", "severity"),
+    [
+        ({"fault": "ib-flap", "port": 4}, "IB_FLAP", "mlx5_4/1", Severity.CRITICAL),
+        ({"fault": "ib-errors", "port": 4}, "IB_ERRORS", "mlx5_4/1", Severity.CRITICAL),
+        ({"fault": "nic-flap", "port": 1}, "NIC_FLAP", "eth1", Severity.WARNING),
+        ({"fault": "nic-errors", "port": 1}, "NIC_ERRORS", "eth1", Severity.WARNING),
+        ({"fault": "ib-pcie-errors", "port": 3}, "PCIE_ERRORS", "0000:5e:00.0", Severity.CRITICAL),
+        ({"fault": "mem-ecc"}, "MEM_ECC_UNCORRECTED", "mc0", Severity.CRITICAL),
+        ({"fault": "mem-ecc", "text": "ce", "code": 5000}, "MEM_ECC_CORRECTED", "mc0", Severity.WARNING),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_what_is_counted_is_found_at_the_next_look(
+    node: Node, fault: dict[str, object], code: str, device: str, severity: Severity
+) -> None:
+    node.machine.inject(**fault)  # type: ignore[arg-type]
+    [found] = node.look(30)
+    assert (found.code, found.device, found.severity) == (code, device, severity)
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,32 @@ PROBES = (
     ),
     Probe(
         "infiniband",
-        "InfiniBand ports: state, physical state, rate",
-        ("IB_PORT_DOWN", "IB_PORT_SLOW", "IB_DEVICE_MISSING"),
+        "InfiniBand ports: state, physical state, rate, flaps, error counters; those of RoCE",
+        ("IB_PORT_DOWN", "IB_PORT_SLOW", "IB_DEVICE_MISSING", "IB_FLAP", "IB_ERRORS"),
     ),
     Probe(
         "nic",
-        "physical Ethernet ports: carrier, speed",
-        ("NIC_DOWN", "NIC_SLOW", "NIC_MISSING"),
+        "physical Ethernet ports: carrier, speed, bonds, flaps, error counters",
+        ("NIC_DOWN", "NIC_SLOW", "NIC_MISSING", "NIC_FLAP", "NIC_ERRORS"),
+    ),
+    Probe(
+        "pcie",
+        "PCIe links of network adapters, NVMe disks, GPUs and switches: width, speed, errors (AER)",
+        ("PCIE_DEGRADED", "PCIE_ERRORS"),
+    ),
+    Probe(
+        "memory",
+        "memory: how much there is, errors that the controllers count (EDAC)",
+        ("MEM_MISSING", "MEM_ECC_UNCORRECTED", "MEM_ECC_CORRECTED"),
+    ),
+    Probe(
+        "disk",
+        "local file systems: space, inodes, whether they can be written",
+        ("DISK_FULL", "DISK_READ_ONLY"),
+    ),
+    Probe(
+        "system",
+        "processes stuck with a GPU, process numbers, services, the clock; probes that hang",
+        ("KERNEL_HUNG_TASK", "HOST_PIDS", "HOST_SERVICE", "HOST_CLOCK", "PROBE_STUCK"),
     ),
 )

@@ -1,53 +1,115 @@
 """Physical Ethernet ports, from /sys/class/net.
 
-https://www.kernel.org/doc/Documentation/ABI/testing/sysfs-class-net
+https://www.kernel.org/doc/Documentation/ABI/testing/sysfs-class-net and .../sysfs-class-net-statistics
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from slurm_health.host import Host
 from slurm_health.model import Reading
+from slurm_health.probes import pcie
 
 CLASS = "sys/class/net"
 ETHERNET = 1  # ARPHRD_ETHER in <linux/if_arp.h>; 32 is IPoIB, whose ports infiniband.py reads
 IFF_UP = 0x1  # <linux/if.h>
 CONTROLLER = "0x0200"  # PCI class: Ethernet controller
+RESTLESS = 60  # glances that still see everything after something changed
+ERRORS = ("rx_crc_errors", "rx_errors", "tx_errors")
+# phys_port_name of a port that stands for another's virtual function (Documentation/networking/switchdev.rst)
+REPRESENTOR = re.compile(r"(c\d+)?pf\d+((vf|sf)\d+)?")
 
 
-def nic(host: Host, fast: bool = False) -> Iterator[Reading]:
-    """Each physical port's `nic.up` (by its admin), `nic.carrier`, `nic.speed` (Mb/s), the `nic.pci` address
-    of its device, and `nic.bond`, whether it is in a bond that has a carrier; and `nic.on_pci` for each
-    Ethernet controller. No virtual interfaces, virtual functions, IPoIB, nor USB (a board controller's, which
-    comes and goes). `fast` reads only what changes when a link goes down.
+class Nic:
+    """The Ethernet ports of one machine that have a plug: no virtual interfaces, virtual functions and their
+    stand-ins, sub-functions, IPoIB, nor USB (a board controller's, which comes and goes).
     """
-    for name in host.names(CLASS):
-        folder = f"{CLASS}/{name}"
-        if not _physical(host, folder):
-            continue
-        if (flags := host.number(f"{folder}/flags")) is not None:
-            yield Reading("nic.up", name, bool(flags & IFF_UP))
-        # fails with EINVAL while the port is down by its admin: then no reading
-        if (carrier := host.number(f"{folder}/carrier")) is not None:
-            yield Reading("nic.carrier", name, bool(carrier))
-        if host.exists(f"{folder}/bonding_slave"):
-            yield Reading("nic.bond", name, host.number(f"{folder}/master/carrier") == 1)
-        if fast:
-            continue
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._physical: dict[tuple[str, str], bool] = {}
+        self._links: dict[str, tuple[str | None, str | None]] = {}
+        self._rest = 0
+
+    def glance(self) -> Iterator[Reading]:
+        """What look says of links only; nothing when none has changed for a minute."""
+        links = {name: self._link(name) for name in self._links}
+        self._rest = self._rest + 1 if links == self._links and links else 0
+        if self._rest < RESTLESS:
+            yield from self.look(slow=False)
+
+    def look(self, slow: bool = True) -> Iterator[Reading]:
+        """Each port's `nic.up` (by its admin), `nic.carrier`, `nic.pci`, and where it is in a bond
+        `nic.master`, the bond's name, and `nic.bond`, whether that has a carrier. With `slow` also
+        `nic.speed` (Mb/s), `nic.carrier_downs` (how often it lost its link) and error counts; and
+        `nic.on_pci` for each Ethernet controller, and how many are `nic.listed`.
+        """
+        host = self._host
+        before, self._links = self._links, {}
+        for name in host.names(CLASS):
+            if not self._plug(name):
+                continue
+            folder = f"{CLASS}/{name}"
+            flags, carrier = self._links[name] = self._link(name)
+            if (number := _number(flags)) is not None:
+                yield Reading("nic.up", name, bool(number & IFF_UP))
+            # fails with EINVAL while the port is down by its admin: then no reading
+            if (number := _number(carrier)) is not None:
+                yield Reading("nic.carrier", name, bool(number))
+            if host.exists(f"{folder}/bonding_slave") and (master := host.link(f"{folder}/master")):
+                yield Reading("nic.master", name, master)
+                yield Reading("nic.bond", name, host.number(f"{folder}/master/carrier") == 1)
+            if pci := host.link(f"{folder}/device"):
+                yield Reading("nic.pci", name, pci)
+            if slow:
+                yield from self._slow(name, folder, pci)
+        if self._links != before:
+            self._rest = 0
+        if slow:
+            yield Reading("nic.listed", "", len(self._links))
+            for name in host.names(pcie.DEVICES):
+                if (host.text(f"{pcie.DEVICES}/{name}/class") or "").startswith(CONTROLLER):
+                    yield Reading("nic.on_pci", name, True)
+
+    def _link(self, name: str) -> tuple[str | None, str | None]:
+        return self._host.text(f"{CLASS}/{name}/flags"), self._host.text(f"{CLASS}/{name}/carrier")
+
+    def _slow(self, name: str, folder: str, pci: str | None) -> Iterator[Reading]:
+        host = self._host
         if (speed := host.number(f"{folder}/speed")) is not None and 0 < speed < 2**31 - 1:
             yield Reading("nic.speed", name, speed)
-        if pci := host.link(f"{folder}/device"):
-            yield Reading("nic.pci", name, pci)
-    if not fast:
-        for name in host.names("sys/bus/pci/devices"):
-            if (host.text(f"sys/bus/pci/devices/{name}/class") or "").startswith(CONTROLLER):
-                yield Reading("nic.on_pci", name, True)
+        where = f" (PCI {pci})" if pci else ""
+        downs = host.number(f"{folder}/carrier_down_count")
+        if downs is None and (changes := host.number(f"{folder}/carrier_changes")) is not None:
+            downs = changes // 2  # Linux before 4.16
+        if downs is not None:
+            yield Reading("nic.carrier_downs", name, downs, f"lost its link {downs} times since boot{where}")
+        for counter in ERRORS:
+            if (count := host.number(f"{folder}/statistics/{counter}")) is not None:
+                yield Reading(f"nic.{counter}", name, count, f"{counter} {count}{where}")
+
+    def _plug(self, name: str) -> bool:
+        """Whether it is a physical port; told once for each device."""
+        folder = f"{CLASS}/{name}"
+        device = self._host.link(f"{folder}/device")
+        if device is None and not self._host.exists(f"{folder}/device"):
+            return False
+        key = (name, device or "")
+        if key not in self._physical:
+            host = self._host
+            self._physical[key] = (
+                host.number(f"{folder}/type") in (ETHERNET, None)
+                and not host.exists(f"{folder}/device/physfn")
+                and host.link(f"{folder}/device/subsystem") not in ("usb", "auxiliary")
+                and not REPRESENTOR.fullmatch(host.text(f"{folder}/phys_port_name") or "")
+            )
+        return self._physical[key]
 
 
-def _physical(host: Host, folder: str) -> bool:
-    if host.link(f"{folder}/device") is None and not host.exists(f"{folder}/device"):
-        return False
-    if host.number(f"{folder}/type") not in (ETHERNET, None):
-        return False
-    return not host.exists(f"{folder}/device/physfn") and host.link(f"{folder}/device/subsystem") != "usb"
+def _number(text: str | None) -> int | None:
+    try:
+        return int(text or "", 0)
+    except ValueError:
+        return None

@@ -13,7 +13,7 @@ from slurm_health.rules.book import Opinion, Rises, Rule, RuleBook
 BURST = 2.0  # seconds in which events of one code on one device are one finding
 EVIDENCE = 500  # characters of evidence that are kept
 MOST = 5000  # windows, and unfinished holds, that are remembered: devices with names without end cost no more
-WIDTHS = {"8bit": 2**8 - 1, "16bit": 2**16 - 1, "32bit": 2**32 - 1}  # where a counter stops
+WIDTHS = {f"{bits}bit": 2**bits - 1 for bits in (4, 8, 16, 32)}  # where a counter stops
 
 Memory = dict[str, Any]
 TABLES = ("watch", "windows", "ended", "events")

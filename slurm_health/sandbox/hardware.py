@@ -20,7 +20,7 @@ _UNHEALTHY_ROUTE = 0x19A  # NVML_GPU_FABRIC_HEALTH_MASK: an unhealthy route, all
 PROCESS_MEMORY = 1 << 30  # bytes that an injected process holds on its GPU
 USER = 1000  # the uid of a process that no real one stands for
 
-_MOST = {"gpus": 32, "ports": 32, "nics": 16}  # gpus: nvml.c's SLOTS
+_MOST = {"gpus": 32, "ports": 36, "nics": 16}  # gpus: nvml.c's SLOTS
 
 # A record's prefix is facility * 8 + level (dev-kmsg). Level 4, warning, as the driver's messages have it;
 # what a program writes to /dev/kmsg gets facility 1.
@@ -129,8 +129,62 @@ class Machine:
             case "process":
                 self._run(fault["code"], fault.get("text", ""))
                 self._write_nvml(facts)
-            case _:
+            case "ib-flap":
+                self._count(self._ib(fault["port"]) / "counters/link_downed", fault.get("code", 3))
+            case "ib-errors":
+                counter = self._ib(fault["port"]) / "counters" / fault.get("text", "symbol_error")
+                self._count(counter, fault.get("code", 200))
+            case "nic-flap":
+                net = self._net(fault["port"])
+                self._count(net / "carrier_down_count", fault.get("code", 4))
+                self._count(net / "carrier_up_count", fault.get("code", 4))
+                self._count(net / "carrier_changes", 2 * fault.get("code", 4))
+            case "nic-errors":
+                counter = self._net(fault["port"]) / "statistics" / fault.get("text", "rx_crc_errors")
+                self._count(counter, fault.get("code", 500))
+            case "ib-pcie-degraded":
+                self._put(self._adapter(fault["port"]) / "current_link_width", str(int(sysfs.WIDTH) // 2))
+            case "ib-pcie-errors":
+                name = fault.get("text", "fatal")
+                many = sum(
+                    other.get("code", 1)
+                    for other in facts["faults"]
+                    if (other["fault"], other.get("port")) == (fault["fault"], fault["port"])
+                )
+                self._put(self._adapter(fault["port"]) / f"aer_dev_{name}", sysfs.errors(name, many))
+            case _ if not self._break_host(fault):
                 self._write_nvml(facts)
+
+    def _break_host(self, fault: dict[str, Any]) -> bool:
+        """Whether it was a fault of the host's."""
+        match fault["fault"]:
+            case "mem-ecc":
+                controller = self.folder / "sys/devices/system/edac/mc/mc0"
+                kind = fault.get("text", "ue")
+                self._count(controller / f"{kind}_count", fault.get("code", 1))
+                self._count(controller / f"dimm1/dimm_{kind}_count", fault.get("code", 1))
+            case "mem-missing":
+                self._put(self.folder / "proc/meminfo", sysfs.memory(sysfs.MEMORY * 31 // 32))
+            case "disk-full":
+                mount, blocks, free, inodes, inodes_free = sysfs.SPACE.split()
+                full = (free, "0") if fault.get("text") == "inodes" else ("0", inodes_free)
+                line = " ".join((mount, blocks, full[0], inodes, full[1]))
+                self._put(self.folder / "statvfs", sysfs.STATVFS.replace(sysfs.SPACE, line))
+            case "disk-readonly":
+                line = sysfs.SCRATCH.replace(" rw,", " ro,")
+                self._put(self.folder / "proc/1/mounts", sysfs.MOUNTS.replace(sysfs.SCRATCH, line))
+            case "pids-full":
+                self._put(self.folder / "proc/loadavg", sysfs.LOAD.replace("/1873", "/4100000"))
+            case "clock-unsynced":
+                self._put(self.folder / "adjtimex", "5")  # TIME_ERROR
+            case "service-stopped":
+                self._put(self._service(fault), sysfs.STOPPED)
+            case "task-stuck":
+                self._put(self.folder / "proc/loadavg", sysfs.LOAD.replace("0.12", "1.12"))
+                sysfs.task(self.folder, fault["gpu"])
+            case _:
+                return False
+        return True
 
     def _heal(self, facts: dict[str, Any], fault: dict[str, Any]) -> None:
         match fault["fault"]:
@@ -152,6 +206,21 @@ class Machine:
                 sysfs.link_pci(self.folder, facts["gpus"][fault["gpu"]]["pci"])
             case "process":
                 self._end(fault["code"])
+            case "ib-pcie-degraded":
+                self._put(self._adapter(fault["port"]) / "current_link_width", sysfs.WIDTH)
+            case "mem-missing":
+                self._put(self.folder / "proc/meminfo", sysfs.memory())
+            case "disk-full":
+                self._put(self.folder / "statvfs", sysfs.STATVFS)
+            case "disk-readonly":
+                self._put(self.folder / "proc/1/mounts", sysfs.MOUNTS)
+            case "pids-full" | "task-stuck":
+                self._put(self.folder / "proc/loadavg", sysfs.LOAD)
+                shutil.rmtree(self.folder / "proc" / sysfs.TASK, ignore_errors=True)
+            case "clock-unsynced":
+                self._put(self.folder / "adjtimex", "0")
+            case "service-stopped":
+                self._put(self._service(fault), sysfs.RUNNING)
 
     def _end(self, pid: int) -> None:
         process = self.folder / f"proc/{pid}"
@@ -275,11 +344,19 @@ class Machine:
         fresh.write_text(f"{text}\n")
         fresh.replace(path)
 
-    def _count(self, path: Path) -> None:
-        self._put(path, str(int(path.read_text()) + 1))
+    def _count(self, path: Path, by: int = 1) -> None:
+        self._put(path, str(int(path.read_text()) + by))
 
     def _ib(self, number: int) -> Path:
         return self.folder / f"sys/class/infiniband/mlx5_{number}/ports/1"
+
+    def _adapter(self, number: int) -> Path:
+        """The PCI device of an InfiniBand port."""
+        return self._ib(number).parents[1].resolve().parents[1]
+
+    def _service(self, fault: dict[str, Any]) -> Path:
+        unit = f"{fault.get('text', 'munge')}.service"
+        return self.folder / "sys/fs/cgroup/system.slice" / unit / "cgroup.events"
 
     def _net(self, number: int) -> Path:
         return self.folder / f"sys/class/net/eth{number}"

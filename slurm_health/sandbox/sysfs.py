@@ -1,7 +1,8 @@
 """Builds the /sys, /proc and /dev of a fake machine, healthy.
 
 Shapes follow what Linux shows on an eight-GPU InfiniBand host. Sources, all in the kernel's
-Documentation/ABI: stable/sysfs-class-infiniband, testing/sysfs-class-net, testing/sysfs-bus-pci.
+Documentation/ABI: stable/sysfs-class-infiniband, testing/sysfs-class-net, testing/sysfs-bus-pci,
+testing/sysfs-bus-pci-devices-aer_stats, testing/sysfs-devices-edac; and proc(5).
 A file whose reading fails in a real kernel (the carrier of a port that is set down: EINVAL) is empty here.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 _GPU_BUSES = (0x18, 0x2A, 0x3A, 0x5D, 0x9A, 0xAB, 0xBA, 0xDB)
 _IB_BUSES = (0x19, 0x2B, 0x3B, 0x5E, 0x9B, 0xAC, 0xBB, 0xDC)
 _NIC_BUSES = (0x40, 0x41, 0x42, 0x43)
+NVME = "0000:01:00.0"
 SWITCHES = ("0000:05:00.0", "0000:06:00.0", "0000:07:00.0", "0000:08:00.0")
 
 DRIVER = "570.86.15"
@@ -24,6 +26,29 @@ GPU_NAME = "NVIDIA H100 80GB HBM3"
 RATE, HALF_RATE = "400 Gb/sec (4X NDR)", "200 Gb/sec (4X HDR)"
 DOWN_RATE = "10 Gb/sec (4X SDR)"  # what mlx5 shows on a port without a link
 SPEED = 100_000  # Mb/s
+GEN4, GEN5 = "16.0 GT/s PCIe", "32.0 GT/s PCIe"
+WIDTH = "16"
+MEMORY = 2_113_523_168  # KiB
+LOAD = "0.12 0.10 0.09 2/1873 20411"
+RUNNING, STOPPED = "populated 1\nfrozen 0", "populated 0\nfrozen 0"
+TASK = "20411"
+SERVICES = ("munge", "nvidia-fabricmanager", "slurmd")
+SCRATCH = "/dev/mapper/vg0-scratch /scratch xfs rw,noatime 0 0"
+MOUNTS = f"""\
+proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0
+/dev/nvme0n1p2 / ext4 rw,relatime,errors=remount-ro 0 0
+/dev/nvme0n1p1 /boot/efi vfat ro,relatime 0 0
+{SCRATCH}
+tmpfs /dev/shm tmpfs rw,nosuid,nodev 0 0
+fs1:/home /home nfs4 rw,relatime,vers=4.2,hard 0 0"""
+# what statvfs(2) would say: blocks, free, inodes, free
+SPACE = "/ 110000000 80000000 28000000 27000000"
+STATVFS = f"{SPACE}\n/scratch 900000000 850000000 720000000 719000000"
+_AER = {
+    "fatal": ("DLP", "SDES", "TLP", "TOTAL_ERR_FATAL"),
+    "nonfatal": ("TLP", "CmpltTO", "TOTAL_ERR_NONFATAL"),
+    "correctable": ("RxErr", "BadTLP", "TOTAL_ERR_COR"),
+}
 
 _IB_COUNTERS = (
     "excessive_buffer_overrun_errors",
@@ -94,12 +119,21 @@ def parts(name: str, gpus: int, ports: int, nics: int) -> dict[str, Any]:
 
 def build(root: Path, name: str, machine: dict[str, Any]) -> None:
     """Write the trees of a healthy machine that consists of `machine` (see parts) below `root`."""
-    for folder in ("sys/bus/pci/devices", "sys/class/infiniband", "sys/class/net", "dev"):
+    for folder in ("sys/bus/pci/devices", "sys/class/infiniband", "sys/class/net", "dev/mapper"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    _tree(root / "proc/sys/kernel", {"random/boot_id": str(uuid.uuid4()), "hostname": name})
+    _tree(
+        root / "proc/sys/kernel",
+        {
+            "random/boot_id": str(uuid.uuid4()),
+            "hostname": name,
+            "pid_max": "4194304",
+            "threads-max": "16511000",
+        },
+    )
+    _host(root)
     for number, gpu in enumerate(machine["gpus"]):
         # H100 SXM5 (10de:2330), a 3D controller on PCIe 5.0 x16.
-        _pci(root, gpu["pci"], "0x10de", "0x2330", "0x030200", "nvidia", "32.0 GT/s PCIe", "16")
+        _pci(root, gpu["pci"], "0x10de", "0x2330", "0x030200", "nvidia", GEN5)
         device = root / f"dev/nvidia{number}"
         if os.geteuid() == 0:
             os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # Slurm wants a device; this one is null
@@ -110,12 +144,12 @@ def build(root: Path, name: str, machine: dict[str, Any]) -> None:
         version = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {DRIVER}"
         _tree(root / "proc/driver/nvidia", {"version": version})
         for pci in SWITCHES:
-            _pci(root, pci, "0x10de", "0x22a3", "0x068000", "nvidia-nvswitch", "16.0 GT/s PCIe", "2")
+            _pci(root, pci, "0x10de", "0x22a3", "0x068000", "nvidia-nvswitch", GEN4, "2")
     for number, pci in enumerate(machine["ports"]):
-        _pci(root, pci, "0x15b3", "0x1021", "0x020700", "mlx5_core", "32.0 GT/s PCIe", "16")
+        _pci(root, pci, "0x15b3", "0x1021", "0x020700", "mlx5_core", GEN5)
         _infiniband(root, number, pci, name)
     for number, pci in enumerate(machine["nics"]):
-        _pci(root, pci, "0x8086", "0x1592", "0x020000", "ice", "16.0 GT/s PCIe", "16")
+        _pci(root, pci, "0x8086", "0x1592", "0x020000", "ice", GEN4)
         _net(root, f"eth{number}", pci, mac=number)
     _net(root, "lo", None, kind="772", flags="0x9", operstate="unknown", speed="")
     _net(root, "docker0", None, operstate="down", speed="-1", carrier="0")
@@ -126,14 +160,66 @@ def link_pci(root: Path, pci: str) -> Path:
     """Where a PCI device is listed, listed there if it was not."""
     path = root / "sys/bus/pci/devices" / pci
     if not path.is_symlink():
-        path.symlink_to(f"../../../devices/{_parent(pci)}/{pci}")
+        path.symlink_to(f"../../../devices/{_home(pci)}")
     return path
 
 
+def errors(name: str, count: int) -> str:
+    """What aer_dev_<name> shows after so many errors."""
+    return "\n".join(f"{kind} {count if 'TOTAL' in kind else 0}" for kind in _AER[name])
+
+
+def memory(kib: int = MEMORY) -> str:
+    """What /proc/meminfo shows."""
+    return f"MemTotal:       {kib} kB\nMemFree:        {kib // 2} kB"
+
+
+def task(root: Path, gpu: int) -> None:
+    """A process in state D that has a GPU's device open (proc_pid_stat(5))."""
+    _tree(
+        root / "proc" / TASK,
+        {
+            "stat": f"{TASK} (python (train)) D 1 1 1 0 -1 4194560 {'0 ' * 10}1 0 812345 0 0",
+            "status": "Name:\tpython (train)\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t3",
+        },
+    )
+    fds = root / "proc" / TASK / "fd"
+    fds.mkdir(exist_ok=True)
+    if not (fds / "7").is_symlink():
+        (fds / "7").symlink_to(f"/dev/nvidia{gpu}")
+
+
+def _host(root: Path) -> None:
+    """Memory, disks, load, services, the clock."""
+    _tree(root / "proc", {"meminfo": memory(), "loadavg": LOAD, "1/mounts": MOUNTS})
+    _tree(root, {"statvfs": STATVFS, "adjtimex": "0"})
+    (root / "dev/mapper/vg0-scratch").symlink_to("../dm-0")
+    for controller in range(2):
+        files = {"mc_name": "Intel_10nm Socket#0 IMC#0", "ue_count": "0", "ce_count": "0"}
+        for number, slot in enumerate("AB"):
+            files[f"dimm{number}/dimm_label"] = f"CPU{controller}_DIMM_{slot}1"
+            files |= {f"dimm{number}/dimm_{kind}_count": "0" for kind in ("ue", "ce")}
+        _tree(root / f"sys/devices/system/edac/mc/mc{controller}", files)
+    for service in SERVICES:
+        _tree(root / f"sys/fs/cgroup/system.slice/{service}.service", {"cgroup.events": RUNNING})
+    _pci(root, NVME, "0x144d", "0xa80a", "0x010802", "nvme", GEN4, "4")
+
+
 def _pci(
-    root: Path, pci: str, vendor: str, device: str, kind: str, driver: str, speed: str, width: str
+    root: Path, pci: str, vendor: str, device: str, kind: str, driver: str, speed: str, width: str = WIDTH
 ) -> None:
-    home = root / "sys/devices" / _parent(pci) / pci
+    link = {
+        f"{when}_link_{what}": value
+        for when in ("current", "max")
+        for what, value in (("speed", speed), ("width", width))
+    }
+    home = root / "sys/devices" / _home(pci)
+    for bridge in list(home.parents)[: _home(pci).count("/") - 1]:
+        if not bridge.exists():
+            # a port of a PCIe switch (Broadcom's 1000:c030) or of the processor
+            _tree(bridge, {"vendor": "0x1000", "device": "0xc030", "class": "0x060400", **link})
+            target = bridge.relative_to(root / "sys")
+            (root / "sys/bus/pci/devices" / bridge.name).symlink_to(f"../../../{target}")
     _tree(
         home,
         {
@@ -145,20 +231,18 @@ def _pci(
             "revision": "0xa1",
             "enable": "1",
             "numa_node": "0" if int(pci[5:7], 16) < 0x80 else "1",
-            "current_link_speed": speed,
-            "current_link_width": width,
-            "max_link_speed": speed,
-            "max_link_width": width,
+            **link,
+            **{f"aer_dev_{name}": errors(name, 0) for name in _AER},
         },
     )
     (root / "sys/bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
-    (home / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
+    (home / "driver").symlink_to(f"{'../' * (_home(pci).count('/') + 2)}bus/pci/drivers/{driver}")
     link_pci(root, pci)
 
 
 def _infiniband(root: Path, number: int, pci: str, host: str) -> None:
     name = f"mlx5_{number}"
-    home = f"devices/{_parent(pci)}/{pci}/infiniband/{name}"
+    home = f"devices/{_home(pci)}/infiniband/{name}"
     guid = f"a088:c203:00{number:02x}:{int(pci[5:7], 16):04x}"
     _tree(
         root / "sys" / home,
@@ -213,7 +297,7 @@ def _net(
     speed: str = str(SPEED),
     carrier: str = "1",
 ) -> None:
-    home = f"devices/{_parent(pci)}/{pci}/net/{name}" if pci else f"devices/virtual/net/{name}"
+    home = f"devices/{_home(pci)}/net/{name}" if pci else f"devices/virtual/net/{name}"
     up = carrier == "1"
     _tree(
         root / "sys" / home,
@@ -245,8 +329,16 @@ def _address(buses: tuple[int, ...], number: int, taken: set[str]) -> str:
     return address
 
 
-def _parent(pci: str) -> str:
-    return f"pci{pci[:7]}"
+def _home(pci: str) -> str:
+    """Where a device hangs below sys/devices: a GPU and its InfiniBand adapter below one PCIe switch, as on a
+    HGX board, the rest each on a root port of its own."""
+    bus = int(pci[5:7], 16)
+    for lane, buses in enumerate((_GPU_BUSES, _IB_BUSES)):
+        if bus in buses:
+            first = bus - lane - 3
+            port = f"pci0000:{first:02x}/0000:{first:02x}:01.0"
+            return f"{port}/0000:{first + 1:02x}:00.0/0000:{first + 2:02x}:{lane:02x}.0/{pci}"
+    return f"pci0000:00/0000:00:{bus >> 3:02x}.{bus & 7}/{pci}"
 
 
 def _tree(folder: Path, files: dict[str, str]) -> None:
