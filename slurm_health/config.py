@@ -108,6 +108,19 @@ class Requeue(Section):
     place: Literal["top", "keep"] = Field(
         "top", description="top: before all that wait, until it runs; keep: as Slurm orders its queue"
     )
+    budget: int = Field(3, ge=0, description="so often is one job requeued for faults; beyond it, held")
+    budget_max: int = Field(10, ge=0, description="the most that its owner may ask for")
+    signal: Literal["none", "USR1", "USR2", "TERM", "INT", "HUP"] = Field(
+        "none", description="before a requeue that can wait; it kills a job that does not trap it"
+    )
+    grace: Seconds = Field(60.0, description="from the signal to the requeue")
+    grace_max: Seconds = Field(600.0, description="the most that its owner may ask for")
+    steps: Literal["batch", "all"] = Field(
+        "batch", description="who gets the signal: the script, or all steps"
+    )
+    unasked: Literal["now", "finish"] = Field(
+        "finish", description='what job = "checkpoint" means to a job without a signal'
+    )
 
 
 class Resume(Section):

@@ -23,7 +23,7 @@ NODE = {
 }
 JOBS = {
     Urgency.NOW: "the jobs it touches are requeued at once",
-    Urgency.CHECKPOINT: "the jobs it touches may end; one that dies of it is requeued",
+    Urgency.CHECKPOINT: "jobs that asked for a signal save their work and are requeued, others may end",
     Urgency.FINISH: "running jobs may end; one that dies of it is requeued",
     Urgency.NONE: "left alone",
 }

@@ -24,9 +24,9 @@ class Severity(IntEnum):
 class Urgency(StrEnum):
     """What a fault means to the jobs it touches.
 
-    NOW: the device is lost or results are suspect, requeue at once. CHECKPOINT: leave soon (until the signal
-    of a later release exists, as FINISH). FINISH: let the job end; requeue it only if it dies of the fault.
-    NONE: the job is left alone in every case.
+    NOW: the device is lost or results are suspect, requeue at once. CHECKPOINT: it still runs and should
+    leave: signal it, if it asked for that (see Wish), and requeue it after its grace. FINISH: let the job
+    end; requeue it only if it dies of the fault. NONE: the job is left alone in every case.
     """
 
     NOW = "now"
@@ -89,6 +89,22 @@ class Finding:
     since: float = 0.0
     moment: str = ""
     lasting: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a job is to be brought back: its owner's words, the site's where the owner said nothing.
+
+    `requeue`: how often we may, 0 never. `signal` ("USR1", "" none) goes to the batch script alone or to
+    "all" of the job's steps (not the script), `grace` seconds before a requeue that can wait. `unasked`: what
+    such a fault means to a job without a signal, NOW or FINISH; the site's word alone.
+    """
+
+    requeue: int = 3
+    signal: str = ""
+    grace: float = 60.0
+    steps: str = "batch"
+    unasked: Urgency = Urgency.FINISH
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +231,8 @@ class Victim:
     """A job that a fault touched, and how far it has come since. One for each (job, restart count).
 
     `requeued`, `started` (its wait was ended), `ran` and `settled` are 0 until they happen; `outcome` says in
-    a few words how it ended. `refused`: our prolog turned it away. `ours`: we requeued or released it.
+    a few words how it ended. `refused`: our prolog turned it away. `signalled`: told to save its work.
+    `comment`: what its owner wrote for us, None until Slurm has said.
     `nice` is its own nice value, `lifted` the one that puts it first in the queue, `placed` when it got that.
     """
 
@@ -240,3 +257,5 @@ class Victim:
     nice: int = 0
     lifted: int = 0
     placed: float = 0.0
+    signalled: float = 0.0
+    comment: str | None = None

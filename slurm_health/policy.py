@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim
+from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim, Wish
 
 DIES_WITHIN = 120.0  # seconds after the first evidence in which a job's death counts as the fault's
 SLACK = 2.0  # Slurm's times are whole seconds, and a link's fault is seen up to a second late
@@ -308,6 +308,14 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
+class Signal:
+    """Once for each run. Whoever does not trap it is killed by it: only for who asked."""
+
+    name: str
+    steps: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     pass
 
@@ -334,7 +342,7 @@ class Settle:
     outcome: str
 
 
-Step = Wait | Requeue | Adopt | Release | Lift | StartNow | Ran | Settle
+Step = Wait | Requeue | Adopt | Signal | Release | Lift | StartNow | Ran | Settle
 
 LIVE = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 DIED = frozenset({"FAILED", "NODE_FAIL"})
@@ -346,6 +354,7 @@ DEATHS = ("NonZeroExitCode", "JobLaunchFailure", "NodeDown", "RaisedSignal")
 def treat(
     victim: Victim,
     job: Job | None,
+    wish: Wish,
     may: bool,
     now: float,
     start: float = 0.0,
@@ -356,8 +365,9 @@ def treat(
     `start`: when its wait may be ended at the earliest (see `earliest`). `first`: it goes before all that
     wait. `expedites`: Slurm runs some again by itself.
 
-    A live job goes as its urgency says. One that died of the fault (FAILED or NODE_FAIL, within 120 s of the
-    first evidence, the same run) is brought back too. Nothing else is ever resurrected.
+    A live job goes as its urgency says. One that died of the fault (FAILED or NODE_FAIL, the same run, within
+    120 s of the first evidence or in the grace after our signal) is brought back too. Nothing else is ever
+    resurrected: not a script either that takes our signal for the end of its work and exits 0.
     """
     if job is None:
         return Settle("Slurm no longer knows it")
@@ -375,25 +385,41 @@ def treat(
         # Noted while it left the node, requeued already: Slurm then shows the count of the run to come.
         return Settle(f"this run was never on {victim.node}")
     if job.state in LIVE:
-        return _live(victim, job, may, now)
+        return _live(victim, job, wish, may, now)
     if job.state in DIED or job.completing:
-        if not victim.since - SLACK - 1 <= job.ended <= victim.since + DIES_WITHIN:
+        if not victim.since - SLACK - 1 <= job.ended <= _blamed_until(victim, wish):
             return Settle("failed for its own reasons")
-        return _back(job, may, incomplete=False)
+        return _back(job, wish, may, incomplete=False)
     if job.state == "PENDING":
         return Wait()
     return Settle(f"{job.state}: not ours to bring back")
 
 
-def _live(victim: Victim, job: Job, may: bool, now: float) -> Step:
-    if victim.urgency is Urgency.NOW:
-        return _back(job, may, incomplete=True)
-    if now - victim.since > DIES_WITHIN:
-        return Settle("left to finish")
-    return Wait()
+def _blamed_until(victim: Victim, wish: Wish) -> float:
+    """Until when a death counts as the fault's, or our signal's."""
+    grace = victim.signalled + wish.grace + SLACK if victim.signalled else 0.0
+    return max(victim.since + DIES_WITHIN, grace)
 
 
-def _back(job: Job, may: bool, incomplete: bool) -> Step:
+def _live(victim: Victim, job: Job, wish: Wish, may: bool, now: float) -> Step:
+    urgency = victim.urgency
+    if urgency is Urgency.CHECKPOINT and not (wish.signal or victim.signalled):
+        urgency = wish.unasked
+    if urgency is Urgency.FINISH:
+        return Settle("left to finish") if now - victim.since > DIES_WITHIN else Wait()
+    back = _back(job, wish, may, incomplete=True)
+    if urgency is Urgency.NOW or not isinstance(back, Requeue) or job.state == "CONFIGURING":
+        return back
+    if job.state != "RUNNING":
+        return Wait()  # it is stopped and could not save anything
+    if not victim.signalled:
+        return Signal(wish.signal, wish.steps)
+    return back if now >= victim.signalled + wish.grace else Wait(hot=now - victim.signalled < 30)
+
+
+def _back(job: Job, wish: Wish, may: bool, incomplete: bool) -> Step:
+    if not wish.requeue:
+        return Settle("its owner wants no requeue (slurm-health: off)")
     if not job.batch:
         return Settle("interactive: Slurm cannot requeue it")
     if not job.requeueable:

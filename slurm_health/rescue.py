@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from ClusterShell.NodeSet import NodeSet
 from ClusterShell.RangeSet import RangeSet
 
-from slurm_health import policy
+from slurm_health import policy, wishes
 from slurm_health.config import Config
 from slurm_health.ledger import NO_ANSWER, Ledger
-from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim
+from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim, Wish
 from slurm_health.outage import Outage
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
 
@@ -58,6 +58,15 @@ class Rescue:
         self.starting: dict[int, float] = {}  # victim -> until when no other may start on a node that it had
         self.site: Site | None = None
         self.site_trouble = ""
+        wanted = config.requeue
+        self.wish = Wish(  # of a job whose owner said nothing
+            wanted.budget,
+            wanted.signal.replace("none", ""),
+            wanted.grace,
+            wanted.steps,
+            Urgency(wanted.unasked),
+        )
+        self.corrected: set[int] = set()  # victims whose owners were told what is wrong with their words
 
     def wake(self) -> None:
         """There may be a next step for a job."""
@@ -175,7 +184,7 @@ class Rescue:
             self.changed.clear()
             with self.outage.survived("jobs"):
                 await self.learn_site()
-                victims = self.ledger.pending_victims()
+                victims = await self._listen(self.ledger.pending_victims())
                 self._forget(victims)
                 jobs = await self.slurm.jobs(victim.job for victim in victims)
                 if victims:
@@ -184,6 +193,18 @@ class Rescue:
                     wait = HOT
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), wait)
+
+    async def _listen(self, victims: list[Victim]) -> list[Victim]:
+        """The victims, each with what its owner wrote for us: asked of Slurm once, and kept."""
+        new = [one for one in victims if one.comment is None]
+        if not new:
+            return victims
+        said = await self.slurm.comments(one.job for one in new)
+        heard = {one.id: wishes.ours(said.get(one.job, "")) for one in new}
+        with self.ledger.together():
+            for number, comment in heard.items():
+                self.ledger.victim(number, comment=comment)
+        return [replace(one, comment=heard.get(one.id, one.comment)) for one in victims]
 
     async def learn_site(self) -> None:
         """Ask Slurm once what does not change. Nothing waits for it: what is safe for every release holds."""
@@ -204,6 +225,7 @@ class Rescue:
         now = time.time()
         self.completing = {one.id: self.completing.get(one.id, 0.0) for one in victims}
         self.starting = {number: until for number, until in self.starting.items() if until > now}
+        self.corrected &= self.completing.keys()
         known = self.completing.keys() | self.starting.keys()
         self.had = {number: nodes for number, nodes in self.had.items() if number in known}
 
@@ -229,6 +251,7 @@ class Rescue:
     async def _treat(self, victim: Victim, job: Job | None, paused: Callable[[str], bool]) -> bool:
         """One step for one job; whether to look again soon."""
         now = time.time()
+        wish = await self._wish(victim, job)
         if job and job.restarts > victim.restarts:
             # Requeued, and not noted: by us before a crash, or by Slurm after our prolog's refusal.
             for kind in ("requeue", "hold"):
@@ -240,8 +263,13 @@ class Rescue:
                         self.ledger.victim(victim.id, requeued=victim.requeued or now)
                 if done:
                     if kind == "hold":
-                        await self._held(victim, self.suspect(victim.job))
+                        await self._held(victim, self.suspect(victim.job) or self.spent(victim, wish))
                     return True
+            if victim.signalled and not victim.requeued:  # by itself, as many scripts do
+                self.ledger.victim(victim.id, requeued=now)
+                return True
+        if victim.signalled:
+            self._conclude("signal", victim)
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
         if job and job.completing:
             self.completing[victim.id] = now
@@ -255,7 +283,7 @@ class Rescue:
         if job is None or job.size > 1:
             await self._let_go(victim, job, now)
         expedites = self.site is not None and self.site.expedites
-        step = policy.treat(victim, job, may, now, start, self.first, expedites)
+        step = policy.treat(victim, job, wish, may, now, start, self.first, expedites)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
             if victim.id in self.starting:
@@ -282,11 +310,52 @@ class Rescue:
                     return True
                 self.starting[victim.id] = now + LAUNCH
                 return await self._move(victim, job, step)
-            case policy.Requeue() if job and (why := self.suspect(victim.job)):
+            case policy.Signal():
+                assert job
+                return await self._signal(victim, job, step, wish.grace)
+            case policy.Requeue() if job and (why := self.suspect(victim.job) or self.spent(victim, wish)):
                 return await self._move(victim, job, replace(step, hold=why))
             case _:
                 assert job
                 return await self._move(victim, job, step)
+
+    async def _wish(self, victim: Victim, job: Job | None) -> Wish:
+        """What is wanted for the job. What we cannot make out its owner is told once."""
+        wanted = self.config.requeue
+        wish, why = wishes.read(victim.comment or "", self.wish, wanted.budget_max, wanted.grace_max)
+        if why and job and victim.id not in self.corrected:
+            self.corrected.add(victim.id)
+            if await self._annotate(victim, f"slurm-health: {why}"):
+                await self._tell(victim, job, f"slurm-health: {why}")
+        return wish
+
+    def spent(self, victim: Victim, wish: Wish) -> str:
+        """Why a job may not be requeued once more; "" when it may."""
+        many = self.ledger.requeues(victim.job, victim.uid, victim.restarts)
+        if many < wish.requeue:
+            return ""
+        return f"was requeued {many} times for faults already, and {wish.requeue} are allowed"
+
+    async def _signal(self, victim: Victim, job: Job, step: policy.Signal, grace: float) -> bool:
+        """Have a job save its work. Once: what is written down before is that it was signalled."""
+        what = f"SIG{step.name} now, and is requeued in {grace:g} s if it has not ended"
+        await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} gets {what}")
+        now = time.time()
+        with self.ledger.together():
+            detail = f"restarts={job.restarts} {step.name} steps={step.steps}"
+            action = self.ledger.intend(victim.incident, "signal", victim.label, now, detail)
+            self.ledger.victim(victim.id, signalled=now)
+        try:
+            await self.slurm.signal(victim.label, step.name, step.steps)
+            outcome = "done"
+        except Rejected as error:
+            outcome = f"not done: {error}"
+        except SlurmError:
+            self.ledger.settle(action, NO_ANSWER, time.time())
+            raise
+        self.ledger.settle(action, outcome, time.time())
+        log.warning("job %s: signal %s: %s", victim.label, step.name, outcome)
+        return True
 
     async def _move(self, victim: Victim, job: Job, step: policy.Step) -> bool:
         """Requeue, release or start a job, written down before and after."""
@@ -484,15 +553,18 @@ class Rescue:
             outcome = f"not done: {error}"
         self.ledger.settle(action, outcome, time.time())
 
-    async def _annotate(self, victim: Victim, text: str) -> None:
-        """Append to AdminComment, where other tools may have written too."""
+    async def _annotate(self, victim: Victim, text: str) -> bool:
+        """Append to AdminComment, where other tools may have written too; whether that was news."""
         try:
             before = await self.slurm.comment(victim.label)
             both = f"{before}; {text}" if before else text
-            if text not in before and len(both) <= COMMENT:
+            if text in before:
+                return False
+            if len(both) <= COMMENT:
                 await self.slurm.set_comment(victim.label, both)
         except SlurmError as error:
             log.warning("job %s: AdminComment: %s", victim.label, error)
+        return True
 
 
 def _folded(ranks: Iterable[int]) -> str:

@@ -151,6 +151,7 @@ def timeline(row: dict[str, Any]) -> list[tuple[str, str]]:
         "drain": "drain {target}",
         "requeue": "requeue job {target}",
         "hold": "requeue and hold job {target}",
+        "signal": "signal job {target} to save its work",
         "release": "release job {target}",
         "lift": "put job {target} first in the queue",
         "lower": "give job {target} its own priority back",

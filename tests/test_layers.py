@@ -65,7 +65,17 @@ WORLD = {
 }
 
 
-PURE = ["model", "policy", *sorted(below("rules")), "baseline", "duration", "identity", "expected", "gpus"]
+PURE = [
+    "model",
+    "policy",
+    *sorted(below("rules")),
+    "baseline",
+    "duration",
+    "identity",
+    "expected",
+    "gpus",
+    "wishes",
+]
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -84,6 +94,7 @@ def test_rules_and_policy_know_only_the_nouns() -> None:
     assert ours("slurm_health.policy") == {"model"}
     for module in below("rules"):
         assert ours(f"slurm_health.{module}") <= {"model", "duration", *below("rules")}
+    assert ours("slurm_health.wishes") == {"model"}
 
 
 # -- what knows what

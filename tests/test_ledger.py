@@ -343,6 +343,35 @@ def test_a_more_urgent_fault_hastens_a_victim_and_a_lesser_one_does_not(ledger: 
     assert ledger.pending_victims()[0].urgency is Urgency.NOW
 
 
+def test_a_more_urgent_fault_of_a_job_that_was_left_to_finish_is_a_new_story(ledger: Ledger) -> None:
+    finish = replace(XID, code="GPU_ECC_UNCORRECTED", job=Urgency.FINISH, moment="b/2", lasting=True)
+    ledger.take(report(finish), T)
+    touch(ledger, only(ledger))
+    ledger.victim(1, settled=T + 130, outcome="left to finish")
+    ledger.take(report(XID, standing=("b/2",)), T + 200)
+    xid = ledger.open_incidents()[1]
+    touch(ledger, xid)
+    [victim] = ledger.pending_victims()
+    assert (victim.id, victim.urgency, victim.outcome) == (1, Urgency.NOW, "")
+    ledger.victim(1, requeued=T + 201, settled=T + 203, outcome="runs again")
+    touch(ledger, replace(xid, id=1))
+    assert ledger.pending_victims() == []
+
+
+def test_the_requeues_of_a_job_are_counted_over_its_runs(ledger: Ledger) -> None:
+    ledger.take(report(XID), T)
+    incident = only(ledger)
+    for restarts in (0, 1, 3):
+        touch(ledger, incident, restarts=restarts)
+    assert ledger.requeues(7, 1000, 4) == 0
+    for number in (1, 2, 3):
+        ledger.victim(number, requeued=T + number)
+    assert [ledger.requeues(7, 1000, restarts) for restarts in (0, 1, 2, 3, 4)] == [0, 1, 2, 2, 3]
+    assert ledger.requeues(7, 1001, 4) == 0  # another's job of the same number
+    ledger.victim(2, refused=T)  # our prolog sent it back, it was no requeue
+    assert ledger.requeues(7, 1000, 4) == 2
+
+
 def test_another_fault_as_mild_changes_nothing(ledger: Ledger) -> None:
     finish = replace(XID, code="GPU_ECC_UNCORRECTED", job=Urgency.FINISH, moment="b/2")
     ledger.take(report(finish, replace(finish, code="GPU_REMAP_FAILED", moment="b/3", since=T + 50)), T + 60)
@@ -1022,6 +1051,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "nodes_in_question": lambda ledger: ledger.nodes_in_question(T),
     "attempts": lambda ledger: ledger.attempts("drain", T),
     "hurts": lambda ledger: ledger.hurts(7, T),
+    "requeues": lambda ledger: ledger.requeues(7, 1000, 1),
     "incident": lambda ledger: ledger.incident(1),
     "latest": lambda ledger: ledger.latest("n1", T),
     "unsettled": lambda ledger: ledger.unsettled("drain", "n1"),

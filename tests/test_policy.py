@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_health import policy
-from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim
+from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim, Wish
 from slurm_health.policy import (
     Adopt,
     Do,
@@ -20,6 +20,7 @@ from slurm_health.policy import (
     Release,
     Requeue,
     Settle,
+    Signal,
     StartNow,
     Wait,
 )
@@ -419,8 +420,14 @@ def job(state: str = "RUNNING", **changes: Any) -> Job:
     return replace(Job(7, "7", state, uid=1000, nodes=("n1", "n2"), started=T - 100), **changes)
 
 
-def treat(of: Victim, now_is: Job | None, may: bool = True, after: float = 1.0) -> policy.Step:
-    return policy.treat(of, now_is, may, T + after)
+UNSAID = Wish()
+ASKED = Wish(signal="USR1", grace=120.0)
+
+
+def treat(
+    of: Victim, now_is: Job | None, may: bool = True, after: float = 1.0, wish: Wish = UNSAID
+) -> policy.Step:
+    return policy.treat(of, now_is, wish, may, T + after)
 
 
 def test_a_live_job_whose_device_is_lost_is_requeued_at_once() -> None:
@@ -549,7 +556,7 @@ def test_a_drain_that_slurmctld_forgot_is_no_admins_resume(booted: float, shown:
 @pytest.mark.parametrize("state", ["RUNNING", "CONFIGURING"])
 def test_a_job_that_slurm_runs_again_at_once_is_followed(state: str) -> None:
     def step(of: Victim, seen: Job) -> policy.Step:
-        return policy.treat(of, seen, True, T + 5, expedites=True)
+        return policy.treat(of, seen, Wish(), True, T + 5, expedites=True)
 
     again = job(state, restarts=1, started=T + 2)
     assert step(victim(), again) == Adopt()
@@ -573,6 +580,61 @@ def test_a_job_that_was_to_be_expedited_and_is_held_is_released_once() -> None:
     assert not policy.held_back(pending(reason, 0.0), of_this_run)
 
 
+# a fault that lets it live, but not for long
+
+
+def asked(**changes: Any) -> Victim:
+    return victim(urgency=Urgency.CHECKPOINT, **changes)
+
+
+def test_who_asked_is_signalled_once_and_requeued_after_its_grace() -> None:
+    assert treat(asked(), job(), wish=ASKED) == Signal("USR1", "batch")
+    assert treat(asked(), job(), may=False, wish=ASKED) == Wait()
+    sent = asked(signalled=T + 1)
+    assert treat(sent, job(), after=30.9, wish=ASKED) == Wait(hot=True)
+    assert treat(sent, job(), after=120.9, wish=ASKED) == Wait()
+    assert treat(sent, job(), after=121, wish=ASKED) == Requeue(incomplete=True)
+    assert treat(sent, job(), after=121, wish=ASKED, may=False) == Wait()
+    assert treat(sent, job(), after=70, wish=Wish()) == Requeue(incomplete=True)  # it took its words back
+
+
+def test_who_did_not_ask_is_never_signalled() -> None:
+    assert treat(asked(), job()) == Wait()
+    assert treat(asked(), job(), after=121) == Settle("left to finish")
+    assert treat(asked(), job(), wish=Wish(unasked=Urgency.NOW)) == Requeue(incomplete=True)
+
+
+def test_a_fault_that_cannot_wait_ends_the_grace() -> None:
+    assert treat(victim(signalled=T), job(), wish=ASKED) == Requeue(incomplete=True)
+
+
+def test_a_signal_is_for_who_can_heed_it() -> None:
+    assert treat(asked(), job("CONFIGURING"), wish=ASKED) == Requeue(incomplete=True)
+    assert treat(asked(), job("SUSPENDED"), wish=ASKED) == Wait()
+    assert treat(asked(), job(batch=False), wish=ASKED) == Settle("interactive: Slurm cannot requeue it")
+    assert treat(asked(), job(requeueable=False), wish=ASKED) == Settle(
+        "its owner wants no requeue (--no-requeue)"
+    )
+
+
+def test_what_ends_in_its_grace_is_brought_back_unless_it_says_that_it_is_done() -> None:
+    sent = asked(signalled=T + 100)
+    for ended, counts in ((101, True), (222, True), (223, False)):
+        step = treat(sent, job("FAILED", ended=T + ended), after=230, wish=ASKED)
+        assert step == (Requeue(incomplete=False) if counts else Settle("failed for its own reasons"))
+    assert treat(sent, job("COMPLETED", ended=T + 110), wish=ASKED) == Settle(
+        "COMPLETED: not ours to bring back"
+    )
+
+
+@pytest.mark.parametrize("urgency", [Urgency.NOW, Urgency.CHECKPOINT])
+def test_who_says_off_is_neither_signalled_nor_requeued(urgency: Urgency) -> None:
+    off = replace(ASKED, requeue=0)
+    for state in ("RUNNING", "FAILED"):
+        step = treat(victim(urgency=urgency), job(state, ended=T), wish=off)
+        assert step == Settle("its owner wants no requeue (slurm-health: off)")
+
+
 # after its requeue
 
 
@@ -586,7 +648,7 @@ def pending(reason: str = "BeginTime", begins: float = T + 121, **changes: Any) 
 
 def test_its_wait_is_ended_once_at_the_earliest_moment() -> None:
     def step(of: Victim, after: float) -> policy.Step:
-        return policy.treat(of, pending(), True, T + after, start=T + 1)
+        return policy.treat(of, pending(), Wish(), True, T + after, start=T + 1)
 
     assert step(back(), 0.6) == Wait(hot=True)
     assert step(back(), 0.99) == Wait(hot=True)
@@ -681,6 +743,14 @@ VICTIMS = st.builds(
     running=MOMENTS,
     ran=MOMENTS,
     tries=st.integers(0, 3),
+    signalled=MOMENTS,
+)
+WISHES = st.builds(
+    Wish,
+    st.integers(0, 2),
+    st.sampled_from(["", "USR1"]),
+    st.floats(0, 200),
+    unasked=st.sampled_from([Urgency.NOW, Urgency.FINISH]),
 )
 JOBS = st.builds(
     job,
@@ -696,11 +766,19 @@ JOBS = st.builds(
 )
 
 
-@given(VICTIMS, st.none() | JOBS, st.booleans(), st.floats(T - 10, T + 400), MOMENTS)
+@given(VICTIMS, st.none() | JOBS, WISHES, st.booleans(), st.floats(T - 10, T + 400), MOMENTS)
 def test_what_holds_for_every_job(
-    of: Victim, now_is: Job | None, may: bool, now: float, start: float
+    of: Victim, now_is: Job | None, wish: Wish, may: bool, now: float, start: float
 ) -> None:
-    step = policy.treat(of, now_is, may, now, start)
+    step = policy.treat(of, now_is, wish, may, now, start)
+    if isinstance(step, Signal):
+        assert may
+        assert now_is
+        assert (now_is.state, now_is.batch, now_is.requeueable) == ("RUNNING", True, True)
+        assert wish.signal
+        assert wish.requeue
+        assert not of.signalled
+        assert of.urgency is Urgency.CHECKPOINT
     if isinstance(step, Requeue):
         assert may
         assert now_is
@@ -783,15 +861,19 @@ def test_the_nice_value_that_puts_a_job_first(priority: int, nice: int) -> None:
 def test_a_job_on_its_way_back_is_lifted_once_while_it_waits() -> None:
     waits = job("PENDING", restarts=1, begins=T + 120, reason="BeginTime")
     of = victim(requeued=T + 0.5)
-    assert policy.treat(of, waits, True, T + 1, first=True) == policy.Lift()
-    assert policy.treat(of, waits, True, T + 1, first=False) == StartNow()
-    assert policy.treat(replace(of, placed=T + 1), waits, True, T + 1, first=True) == StartNow()
-    assert policy.treat(of, replace(waits, completing=True), True, T + 1, first=True) == Wait(hot=True)
+    assert policy.treat(of, waits, Wish(), True, T + 1, first=True) == policy.Lift()
+    assert policy.treat(of, waits, Wish(), True, T + 1, first=False) == StartNow()
+    assert policy.treat(replace(of, placed=T + 1), waits, Wish(), True, T + 1, first=True) == StartNow()
+    assert policy.treat(of, replace(waits, completing=True), Wish(), True, T + 1, first=True) == Wait(
+        hot=True
+    )
     held = replace(waits, reason="JobHeldUser")
-    assert policy.treat(of, held, True, T + 1, first=True) == Settle("held by somebody else: JobHeldUser")
+    assert policy.treat(of, held, Wish(), True, T + 1, first=True) == Settle(
+        "held by somebody else: JobHeldUser"
+    )
     for somebody_elses in (victim(), victim(urgency=Urgency.NONE)):
-        assert isinstance(policy.treat(somebody_elses, waits, True, T + 1, first=True), Settle)
-    assert policy.treat(of, job(restarts=1), True, T + 1, first=True) == Wait(hot=True)
+        assert isinstance(policy.treat(somebody_elses, waits, Wish(), True, T + 1, first=True), Settle)
+    assert policy.treat(of, job(restarts=1), Wish(), True, T + 1, first=True) == Wait(hot=True)
 
 
 # -- back in service

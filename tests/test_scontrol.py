@@ -178,7 +178,7 @@ class Bin:
         file.chmod(0o755)
 
     def all(self, script: str) -> None:
-        for name in ("scontrol", "squeue", "sinfo"):
+        for name in ("scontrol", "squeue", "sinfo", "scancel"):
             self.put(name, script)
 
     def call(self, act: Act, deadline: float = 30.0, conf: str = "") -> Any:
@@ -204,6 +204,8 @@ CALLS: dict[str, Act] = {
     "release": lambda slurm: slurm.release("7"),
     "start_now": lambda slurm: slurm.start_now("7"),
     "tell": lambda slurm: slurm.tell("7", "x"),
+    "signal": lambda slurm: slurm.signal("7", "USR1", "batch"),
+    "comments": lambda slurm: slurm.comments([7]),
     "comment": lambda slurm: slurm.comment("7"),
     "set_comment": lambda slurm: slurm.set_comment("7", "x"),
     "site": lambda slurm: slurm.site(),
@@ -335,6 +337,8 @@ SAID = {
     "live": ("scontrol", ["requeue", "Incomplete", "7_2"]),
     "dead": ("scontrol", ["requeue", "7_2"]),
     "release": ("scontrol", ["release", "7"]),
+    "signal": ("scancel", ["--signal=USR1", "7"]),
+    "signal to the script": ("scancel", ["--signal=USR1", "--batch", "7"]),
     "start": ("scontrol", ["update", "JobId=7", "StartTime=now"]),
     "tell": ("scontrol", ["notify", "7", "a `b` 'c' \"d\""]),
     "comment": ("scontrol", ["update", "JobId=7", "AdminComment=x=y z"]),
@@ -360,6 +364,8 @@ DOES: dict[str, Act] = {
     "live": lambda slurm: slurm.requeue("7_2", incomplete=True),
     "dead": lambda slurm: slurm.requeue("7_2", incomplete=False),
     "release": lambda slurm: slurm.release("7"),
+    "signal": lambda slurm: slurm.signal("7", "USR1", "all"),
+    "signal to the script": lambda slurm: slurm.signal("7", "USR1", "batch"),
     "start": lambda slurm: slurm.start_now("7"),
     "tell": lambda slurm: slurm.tell("7", "a `b` 'c' \"d\""),
     "comment": lambda slurm: slurm.set_comment("7", "x=y z"),
@@ -375,6 +381,26 @@ def test_what_is_said_to_slurm(bin_: Bin, what: str) -> None:
     bin_.put(name, 'printf \'%s\\n\' "$@" >"$0.said"')
     bin_.call(DOES[what])
     assert (bin_.folder / f"{name}.said").read_text().splitlines() == words
+
+
+def test_no_comment_can_be_taken_for_another_jobs(bin_: Bin) -> None:
+    """As squeue prints them, line feeds and all."""
+    print_them = r"""
+format=
+while [ $# -gt 0 ]; do [ "$1" = -o ] && format=$2; shift; done
+show() { printf '%s\n' "$format" | sed "s/%A/$1/; s/%k/$2/"; }
+show 7 'off\n8 off\n%A 8 %k'
+show 9 '(null)'
+show 10 'a b  '
+"""
+    bin_.put("squeue", print_them)
+    assert bin_.call(lambda slurm: slurm.comments([9, 7, 10])) == {
+        7: "off\n8 off\n%A 8 %k",
+        9: "",
+        10: "a b  ",
+    }
+    bin_.put("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert bin_.call(lambda slurm: slurm.comments([7])) == {}
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def shape(found: tuple[Finding, ...]) -> list[tuple[str, str, Urgency]]:
         ({"fault": "gpu-gone", "gpu": 3}, 0, "GPU_MISSING", GPU3, Urgency.NOW),
         ({"fault": "ecc", "gpu": 3}, 0, "GPU_ECC_UNCORRECTED", GPU3, Urgency.FINISH),
         ({"fault": "remap-pending", "gpu": 3}, 0, "GPU_REMAP_PENDING", GPU3, Urgency.FINISH),
-        ({"fault": "remap-failed", "gpu": 3}, 0, "GPU_REMAP_FAILED", GPU3, Urgency.FINISH),
+        ({"fault": "remap-failed", "gpu": 3}, 0, "GPU_REMAP_FAILED", GPU3, Urgency.CHECKPOINT),
         ({"fault": "recovery-action", "gpu": 3, "code": 2}, 0, "GPU_RECOVERY_ACTION", GPU3, Urgency.FINISH),
         ({"fault": "retired", "gpu": 3}, 0, "GPU_PAGES_RETIRED", GPU3, Urgency.FINISH),
         ({"fault": "nvlink-down", "gpu": 3}, 15, "GPU_NVLINK_DOWN", GPU3, Urgency.FINISH),

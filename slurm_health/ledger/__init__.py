@@ -420,8 +420,9 @@ class Ledger(Store):
                     _update(connection, victims, number, refused=refused, settled=0.0, outcome="")
                 if requeued and not same.requeued:
                     _update(connection, victims, number, requeued=requeued, settled=0.0, outcome="")
-                if same.urgency != Urgency.NOW and incident.job is Urgency.NOW and not same.settled:
-                    _update(connection, victims, number, urgency=str(Urgency.NOW), since=incident.since)
+                elif _more_urgent(incident.job, Urgency(same.urgency)) and not same.requeued:
+                    now_is = {"urgency": str(incident.job), "since": incident.since}
+                    _update(connection, victims, number, **now_is, settled=0.0, outcome="")
             linked = connection.scalar(
                 sa.select(touches.c.victim).filter_by(incident=incident.id, victim=number)
             )
@@ -449,6 +450,19 @@ class Ledger(Store):
         )
         with self.transaction(write=False) as connection:
             return [Hurt(*row) for row in connection.execute(query.order_by(victims.c.restarts))]
+
+    def requeues(self, job: int, uid: int, restarts: int) -> int:
+        """How often this job was requeued for faults before this run. Its restart count never falls: where it
+        does, an older job had the same number."""
+        query = sa.select(victims.c.restarts, victims.c.requeued, victims.c.refused)
+        query = query.where(victims.c.job == job, victims.c.uid == uid).order_by(victims.c.id.desc())
+        many = 0
+        with self.transaction(write=False) as connection:
+            for row in connection.execute(query):
+                if row.restarts < restarts:
+                    restarts = row.restarts
+                    many += bool(row.requeued and not row.refused)
+        return many
 
     def victim(self, number: int, **changes: Any) -> None:
         with self.transaction() as connection:
@@ -539,6 +553,11 @@ def _attempts(connection: Connection, kind: str, since: float) -> list[Any]:
     # Two questions, since no index answers an OR.
     rows = [row for query in (of_kind.filter_by(done=0), late) for row in connection.execute(query)]
     return sorted(rows, key=lambda row: int(row.id))
+
+
+def _more_urgent(one: Urgency, other: Urgency) -> bool:
+    order = list(Urgency)
+    return order.index(one) < order.index(other)
 
 
 def _insert(connection: Connection, insert: sa.Insert) -> int:

@@ -97,6 +97,8 @@ victims = sa.Table(
     sa.Column("nice", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("lifted", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("placed", sa.Float, nullable=False, server_default="0"),
+    sa.Column("signalled", sa.Float, nullable=False, server_default="0"),
+    sa.Column("comment", sa.Text),  # what its owner wrote for us; NULL until Slurm has said
     sa.UniqueConstraint("job", "restarts", "life", name="each_run_once"),
 )
 

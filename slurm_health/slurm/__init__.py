@@ -72,6 +72,9 @@ class Slurm(Protocol):
 
     async def release(self, label: str) -> None: ...
 
+    async def signal(self, label: str, name: str, steps: str) -> None:
+        """Sends SIG`name` to the batch script alone ("batch"), or to all its steps and not to it ("all")."""
+
     async def start_now(self, label: str) -> None:
         """Ends the two-minute wait of a requeued job. Lost without a word while the job is COMPLETING."""
 
@@ -89,6 +92,9 @@ class Slurm(Protocol):
 
     async def tell(self, label: str, text: str) -> None:
         """A line in the batch job's stderr."""
+
+    async def comments(self, ids: Iterable[int]) -> dict[int, str]:
+        """What the owners of these jobs (own ids) wrote with `sbatch --comment`: anything at all."""
 
     async def comment(self, label: str) -> str:
         """The job's AdminComment."""

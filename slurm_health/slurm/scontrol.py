@@ -1,7 +1,8 @@
 """Slurm through its own commands: scontrol, squeue and sinfo, with one-line formats and deadlines.
 
 Fields that a user can fill (job names, comments, paths) are never asked for in the same line as others, so
-that nobody can forge one (`scontrol show job` prints `JobName=x JobState=FAILED` as it comes).
+that nobody can forge one (`scontrol show job` prints `JobName=x JobState=FAILED` as it comes). Owners'
+comments come between words that nobody can guess.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import pwd
 import re
+import secrets
 import shutil
 import signal
 from collections.abc import Iterable
@@ -182,7 +184,7 @@ class Commands:
         self.environment = {
             key: value
             for key, value in os.environ.items()
-            if key not in HABITS and not key.startswith(("SQUEUE_", "SINFO_", "SCONTROL_"))
+            if key not in HABITS and not key.startswith(("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"))
         } | {"LC_ALL": "C"}
         if conf:
             self.environment["SLURM_CONF"] = conf
@@ -284,6 +286,9 @@ class Commands:
     async def release(self, label: str) -> None:
         await self._run("scontrol", "release", label)
 
+    async def signal(self, label: str, name: str, steps: str) -> None:
+        await self._run("scancel", f"--signal={name}", *(["--batch"] if steps == "batch" else []), label)
+
     async def start_now(self, label: str) -> None:
         await self._run("scontrol", "update", f"JobId={label}", "StartTime=now")
 
@@ -310,6 +315,19 @@ class Commands:
 
     async def tell(self, label: str, text: str) -> None:
         await self._run("scontrol", "notify", label, text)
+
+    async def comments(self, ids: Iterable[int]) -> dict[int, str]:
+        mark = secrets.token_hex(8)
+        which = ",".join(map(str, sorted(ids)))
+        try:
+            out = await self._run("squeue", "-h", "-t", "all", "-j", which, "-o", f"{mark}%A {mark}%k{mark}")
+        except Rejected as error:
+            if NO_SUCH_JOB in str(error):
+                return {}
+            raise
+        fields = out.split(mark)[1:]  # of each job: its number, its comment, the end of the line
+        found = zip(fields[0::3], fields[1::3], strict=False)
+        return {int(number): "" if text == "(null)" else text for number, text in found}
 
     async def comment(self, label: str) -> str:
         lines = await self._run("squeue", "-h", "-t", "all", "-j", label, "-O", "admin_comment:4096")

@@ -46,6 +46,14 @@ window_at_least = 100
 gpu_every = "1s"
 gpu_deadline = "5s"
 
+# Some that jobs survive, to be told of in time.
+[[rule]]
+code = "GPU_XID_54"
+job = "checkpoint"
+[[rule]]
+code = "GPU_XID_155"
+job = "checkpoint"
+
 [[rule]]
 code = "IB_PORT_DOWN"
 clear = "0s"
@@ -287,7 +295,7 @@ class Cluster:
         Which GPU, and which Xid, where that does not matter.
         """
         gpus = range(7) if gpu is None else [gpu]  # a job here has 7 or all 8
-        codes = XIDS if code is None else [code]
+        codes = XIDS if code is None else code if isinstance(code, tuple) else [code]
         recent = {fault for fault, at in self.said.items() if time.monotonic() - at < BURST}
         fault = next((node, n, xid) for xid in codes for n in gpus if (node, n, xid) not in recent)
         self.said[fault] = time.monotonic()

@@ -26,6 +26,7 @@ CHANGES = (
     "resume",
     "requeue",
     "release",
+    "signal",
     "start_now",
     "tell",
     "set_comment",
