@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast conduct bench lint packages clean docker docker-up docker-down docker-demo docker-test docker-table
+.PHONY: help demo test test-fast conduct bench spank lint packages clean docker docker-up docker-down docker-demo docker-test docker-table
 
 # The cluster of containers: trixie has Slurm 24.11, forky 26.05; and how many nodes, 4 to 8.
 export RELEASE ?= trixie
@@ -66,6 +66,12 @@ bench: packages $(VENV)/.installed ## all measurements, more than an hour; print
 	$(BIN)/python bench/relaunch.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/recall.py
+
+spank: build/spank_slurm_health.so ## the SPANK plugin, for the Slurm whose headers are here (CPPFLAGS=-I... for others)
+
+build/spank_slurm_health.so: spank/slurm_health.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE $(CPPFLAGS) -O2 -fPIC -Wall -Wextra -Werror -shared -o $@ $<
 
 lint: $(VENV)/.linters ## ruff and mypy
 	$(BIN)/ruff check .

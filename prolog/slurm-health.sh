@@ -29,6 +29,32 @@ refuse() {
     exit 1
 }
 
+told() { # lines: what sbatch's options of our SPANK plugin ask, what the controller has the next run told
+    lines=
+    asked=${SPANK_SLURM_HEALTH-}
+    comment=${SLURM_JOB_COMMENT-}
+    [ "${#asked}" -le 80 ] && case $asked in
+    '' | *[!ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789=@\ ]*) ;;
+    *) lines="asked=$asked$feed" ;;
+    esac
+    [ "${#comment}" -le 4096 ] && case $comment in
+    *'slurm-health-was: attempt='*' bad_nodes='*' reason='*)
+        comment=${comment##*slurm-health-was: attempt=}
+        attempt=${comment%%" bad_nodes="*}
+        comment=${comment#*" bad_nodes="}
+        reason=${comment#*" reason="}
+        reason=${reason%%;*}
+        comment=${comment%%" reason="*}
+        number "$attempt" && case $comment$reason in
+        *[![:print:]]*) ;;
+        *) lines="${lines}attempt=$attempt${feed}bad_nodes=$comment${feed}reason=$reason$feed" ;;
+        esac
+        ;;
+    esac
+}
+feed='
+'
+
 now=
 { IFS=. read -r now _ </proc/uptime; } 2>/dev/null
 
@@ -43,8 +69,9 @@ if number "$job" && number "$restarts" && number "$now"; then
     card=$run/jobs/$job.$restarts
     number "$uid" || uid=
     case $gpus in *[![:graph:]]*) gpus='?' ;; esac # a line feed would forge lines; ? is unknown, empty is none
-    { printf 'job=%s\nuid=%s\ngpus=%s\nrestarts=%s\nuptime=%s\n' \
-        "$job" "$uid" "$gpus" "$restarts" "$now" >"$card"; } 2>/dev/null
+    told
+    { printf 'job=%s\nuid=%s\ngpus=%s\nrestarts=%s\n%suptime=%s\n' \
+        "$job" "$uid" "$gpus" "$restarts" "$lines" "$now" >"$card"; } 2>/dev/null
 fi
 
 # `<ok|warn|bad> <uptime> <text>`. An ordinary file only: reading from a FIFO would wait for ever.

@@ -26,6 +26,7 @@ class RawCard:
     uptime: float
     ended: float = 0.0
     refused: float = 0.0
+    asked: str = ""
 
 
 def parse(text: str) -> RawCard | None:
@@ -45,6 +46,7 @@ def parse(text: str) -> RawCard | None:
             uptime=float(_whole(said["uptime"])),
             ended=float(_whole(said.get("ended") or "0")),
             refused=float(_whole(said.get("refused") or "0")),
+            asked=said.get("asked", "")[:80],
         )
     except (KeyError, ValueError):
         return None
@@ -192,6 +194,7 @@ def dated(
         ended=epoch(card.ended),
         refused=epoch(card.refused),
         ranks=ranks or {},
+        asked=card.asked,
     )
 
 

@@ -113,7 +113,8 @@ class Card:
 
     `devices` holds the PCI addresses of the job's GPUs, or None where they cannot be told (never guessed).
     `ended` and `refused` are 0 until they happen. `ranks` says which ranks of the job were last seen on which
-    device, also when it or they are gone; a device on which none was ever seen is not in it.
+    device, also when it or they are gone; a device on which none was ever seen is not in it. `asked`: what
+    its owner asks by our options of sbatch.
     """
 
     job: int
@@ -124,6 +125,7 @@ class Card:
     ended: float = 0.0
     refused: float = 0.0
     ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ class Victim:
 
     `requeued`, `started` (its wait was ended), `ran` and `settled` are 0 until they happen; `outcome` says in
     a few words how it ended. `refused`: our prolog turned it away. `signalled`: told to save its work.
-    `comment`: what its owner wrote for us, None until Slurm has said.
+    `comment`: what its owner wrote for us, None until Slurm has said; `asked`: the same by options of sbatch.
     `nice` is its own nice value, `lifted` the one that puts it first in the queue, `placed` when it got that.
     """
 
@@ -259,3 +261,4 @@ class Victim:
     placed: float = 0.0
     signalled: float = 0.0
     comment: str | None = None
+    asked: str = ""

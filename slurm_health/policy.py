@@ -402,6 +402,8 @@ def _blamed_until(victim: Victim, wish: Wish) -> float:
 
 
 def _live(victim: Victim, job: Job, wish: Wish, may: bool, now: float) -> Step:
+    if not wish.requeue:
+        return _back(job, wish, may, incomplete=True)
     urgency = victim.urgency
     if urgency is Urgency.CHECKPOINT and not (wish.signal or victim.signalled):
         urgency = wish.unasked

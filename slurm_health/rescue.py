@@ -138,11 +138,12 @@ class Rescue:
         incident = self.ledger.latest(node, card.refused + policy.SLACK) or self.ledger.latest(node)
         if incident is None or job is None or job.restarts < card.restarts:
             return False
-        return self._note(incident, job, card.restarts, card.refused)
+        return self._note(incident, job, card.restarts, card.refused, asked=card.asked)
 
     def _note_touched(self, fault: Fault, incident: Incident, job: Job, restarts: int, ranks: str) -> bool:
         if not fault.why_not and self.config.mode == "requeue":
-            return self._note(incident, job, restarts, ranks=ranks)
+            asked = next((card.asked for card in fault.cards if card.job == job.id), "")
+            return self._note(incident, job, restarts, ranks=ranks, asked=asked)
         why = fault.why_not or f"mode is {self.config.mode}"
         if job.completing or job.state in policy.LIVE | policy.DIED:  # no other would be requeued
             self.ledger.would(incident.id, "requeue", job.label, why, time.time())
@@ -162,10 +163,11 @@ class Rescue:
         refused: float = 0.0,
         requeued: float = 0.0,
         ranks: str = "",
+        asked: str = "",
     ) -> bool:
         if job.label.isdigit():  # a heterogeneous job is brought back as a whole, whatever part was touched
             job = replace(job, id=int(job.label))
-        return self.ledger.touch(incident, job, restarts, refused, time.time(), requeued, ranks)
+        return self.ledger.touch(incident, job, restarts, refused, time.time(), requeued, ranks, asked)
 
     def suspect(self, job: int, *more: Hurt) -> str:
         """Why a job is suspect of breaking nodes itself, these faults counted too; "" when it is not."""
@@ -267,6 +269,7 @@ class Rescue:
                     return True
             if victim.signalled and not victim.requeued:  # by itself, as many scripts do
                 self.ledger.victim(victim.id, requeued=now)
+                await self._brief(victim)
                 return True
         if victim.signalled:
             self._conclude("signal", victim)
@@ -322,7 +325,8 @@ class Rescue:
     async def _wish(self, victim: Victim, job: Job | None) -> Wish:
         """What is wanted for the job. What we cannot make out its owner is told once."""
         wanted = self.config.requeue
-        wish, why = wishes.read(victim.comment or "", self.wish, wanted.budget_max, wanted.grace_max)
+        words = f"{victim.comment or ''}; {wishes.MARK} {victim.asked}"  # options overrule the comment
+        wish, why = wishes.read(words, self.wish, wanted.budget_max, wanted.grace_max)
         if why and job and victim.id not in self.corrected:
             self.corrected.add(victim.id)
             if await self._annotate(victim, f"slurm-health: {why}"):
@@ -400,6 +404,7 @@ class Rescue:
                     )
                     self.ledger.settle(action, "done", now)
                 log.warning("job %s: requeued off %s", victim.label, victim.node)
+                await self._brief(victim)
                 if hold:
                     await self._held(victim, hold)
             else:
@@ -527,6 +532,22 @@ class Rescue:
         await self._settle(victim, f"held: it {why}")
         log.error("job %s of uid %d is held: it %s", victim.label, victim.uid, why)
         await self._annotate(victim, f"{self._cause(victim)}; held: it {why}")
+
+    async def _brief(self, victim: Victim) -> None:
+        """Have the next run find in its environment why it was brought back (see spank/). What travels with a
+        job to its nodes is its comment: only of who speaks to us there, or by our options, is it written to.
+        """
+        if not (victim.comment or victim.asked):
+            return
+        incident = self.ledger.incident(victim.incident)
+        attempt = self.ledger.requeues(victim.job, victim.uid, victim.restarts + 1)
+        bad = NodeSet.fromlist([one.node for one in self.ledger.hurts(victim.job, time.time())])
+        try:
+            before = (await self.slurm.comments([victim.job])).get(victim.job, "")
+            after = wishes.told(before, attempt, str(bad), incident.words if incident else "")
+            await self.slurm.set_owners_comment(victim.label, after)
+        except SlurmError as error:
+            log.warning("job %s: Comment: %s", victim.label, error)
 
     async def _settle(self, victim: Victim, outcome: str) -> None:
         await self._lower(victim)

@@ -141,6 +141,7 @@ def card(table: Mapping[str, Any]) -> Card:
         ended=_number(table, "ended"),
         refused=_number(table, "refused"),
         ranks=_ranks(table.get("ranks", {})),
+        asked=text_field(table, "asked", 80),
     )
 
 

@@ -14,6 +14,8 @@ from slurm_health.model import Wish
 SIGNALS = ("USR1", "USR2", "TERM", "INT", "HUP")
 LONGEST = 200  # characters that are read after each `slurm-health:`
 PARTS = 4  # so many of these are read, the last ones
+MARK = "slurm-health:"
+TOLD = "slurm-health-was:"
 _OURS = re.compile(r"(?<![\w-])slurm-health:((?:(?!slurm-health:)[^;|\"'}\r\n])*)")
 _NUMBER = re.compile(r"\d{1,6}", re.ASCII)
 
@@ -46,6 +48,14 @@ def read(comment: str, site: Wish, most: int, longest: float) -> tuple[Wish, str
         told.append(f"{wish.grace:g} s of grace are more than this site's {longest:g}")
         wish = replace(wish, grace=max(longest, site.grace))
     return wish, "; ".join(told)
+
+
+def told(comment: str, attempt: int, bad_nodes: str, reason: str) -> str:
+    """The comment with what the next run is to be told at its end, in place of what the last one was."""
+    before = comment.partition(TOLD)[0].rstrip("; ")
+    words = reason.replace(";", ",")
+    now = f"{TOLD} attempt={attempt} bad_nodes={bad_nodes} reason={words}"
+    return f"{before}; {now}" if before else now
 
 
 def _heed(wish: Wish, word: str) -> Wish:

@@ -277,6 +277,38 @@ def test_a_job_without_gpus_that_never_restarted(node: Node, shell: str) -> None
     assert node.cards["4711.0"].startswith("job=4711\nuid=\ngpus=\nrestarts=0\nuptime=")
 
 
+def test_what_was_asked_and_what_is_to_be_told_are_on_the_card(node: Node, shell: str) -> None:
+    was = "slurm-health-was: attempt=2 bad_nodes=n[1-2],n5 reason=GPU_XID_79(0000:5d:00.0) off the bus"
+    told = {"SPANK_SLURM_HEALTH": "requeue=5 signal=USR1@120", "SLURM_JOB_COMMENT": f"project=x; {was}"}
+    node.hook(shell, **told)
+    assert (
+        "\nasked=requeue=5 signal=USR1@120\nattempt=2\nbad_nodes=n[1-2],n5\n"
+        "reason=GPU_XID_79(0000:5d:00.0) off the bus\nuptime="
+    ) in node.cards["4711.2"]
+
+
+@pytest.mark.parametrize("asked", ["off\njob=1", "signal=`id`", "é", "x" * 81, "a;b", "$(id)"])
+def test_options_that_are_none_of_ours_are_not_noted(node: Node, shell: str, asked: str) -> None:
+    node.hook(shell, SPANK_SLURM_HEALTH=asked)
+    assert "asked=" not in node.cards["4711.2"]
+
+
+@pytest.mark.parametrize(
+    "was",
+    [
+        "attempt=1 bad_nodes=n1\nended=1 reason=x",
+        "attempt=1\njob=1 bad_nodes=n1 reason=x",
+        "attempt=08 bad_nodes=n1 reason=x",
+        "attempt=1 bad_nodes=n1 reason=\033[2J",
+        "attempt=1 reason=x",
+        f"attempt=1 bad_nodes=n1 reason={'x' * 5000}",
+    ],
+)
+def test_a_comment_forges_no_line(node: Node, shell: str, was: str) -> None:
+    node.hook(shell, SLURM_JOB_COMMENT=f"slurm-health-was: {was}")
+    assert re.fullmatch(r"job=4711\nuid=1000\ngpus=0,3\nrestarts=2\nuptime=\d+\n", node.cards["4711.2"])
+
+
 def test_a_card_is_written_anew(node: Node, shell: str) -> None:
     (node.run / "jobs/4711.2").write_text("job=4711\nended=1\n")
     node.hook(shell)

@@ -95,3 +95,14 @@ def test_nothing_that_is_written_goes_beyond_the_bounds(before: str, words: str)
 def test_who_does_not_name_us_says_nothing(comment: str) -> None:
     said = comment.replace("slurm-health:", "")
     assert wishes.ours(said) == "" or "slurm-health:" in said
+
+
+@pytest.mark.parametrize("before", ["", "project=x", "slurm-health: requeue=5", "a; b"])
+def test_the_next_run_is_told_beside_what_its_owner_wrote(before: str) -> None:
+    once = wishes.told(before, 1, "n1", "XID; gone")
+    assert once == "; ".join(
+        filter(None, [before, "slurm-health-was: attempt=1 bad_nodes=n1 reason=XID, gone"])
+    )
+    twice = wishes.told(once, 2, "n[1-2]", "again")
+    assert twice == once.replace("=1 bad_nodes=n1 reason=XID, gone", "=2 bad_nodes=n[1-2] reason=again")
+    assert read(twice) == read(before)

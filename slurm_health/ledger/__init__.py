@@ -379,6 +379,7 @@ class Ledger(Store):
         now: float,
         requeued: float = 0.0,
         ranks: str = "",
+        asked: str = "",
     ) -> bool:
         """Note that the fault touches this run of the job, and its `ranks` on the device; whether that was
         news. `requeued`: when Slurm had requeued it for that by itself."""
@@ -412,6 +413,7 @@ class Ledger(Store):
                         touched=now,
                         refused=refused,
                         requeued=requeued,
+                        asked=asked,
                     ),
                 )
             else:

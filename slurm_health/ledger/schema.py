@@ -99,6 +99,7 @@ victims = sa.Table(
     sa.Column("placed", sa.Float, nullable=False, server_default="0"),
     sa.Column("signalled", sa.Float, nullable=False, server_default="0"),
     sa.Column("comment", sa.Text),  # what its owner wrote for us; NULL until Slurm has said
+    sa.Column("asked", sa.String(80), nullable=False, server_default=""),
     sa.UniqueConstraint("job", "restarts", "life", name="each_run_once"),
 )
 

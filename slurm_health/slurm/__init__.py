@@ -96,6 +96,8 @@ class Slurm(Protocol):
     async def comments(self, ids: Iterable[int]) -> dict[int, str]:
         """What the owners of these jobs (own ids) wrote with `sbatch --comment`: anything at all."""
 
+    async def set_owners_comment(self, label: str, text: str) -> None: ...
+
     async def comment(self, label: str) -> str:
         """The job's AdminComment."""
 

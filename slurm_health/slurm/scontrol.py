@@ -329,6 +329,9 @@ class Commands:
         found = zip(fields[0::3], fields[1::3], strict=False)
         return {int(number): "" if text == "(null)" else text for number, text in found}
 
+    async def set_owners_comment(self, label: str, text: str) -> None:
+        await self._run("scontrol", "update", f"JobId={label}", f"Comment={text}")
+
     async def comment(self, label: str) -> str:
         lines = await self._run("squeue", "-h", "-t", "all", "-j", label, "-O", "admin_comment:4096")
         text = lines.split("\n", 1)[0].strip()

@@ -14,3 +14,4 @@ def upgrade() -> None:
     with op.batch_alter_table("victims") as table:
         table.add_column(sa.Column("signalled", sa.Float(), nullable=False, server_default="0"))
         table.add_column(sa.Column("comment", sa.Text()))
+        table.add_column(sa.Column("asked", sa.String(length=80), nullable=False, server_default=""))
