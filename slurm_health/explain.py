@@ -134,6 +134,8 @@ def _special(opinion: Opinion) -> str:
 
 
 def _cleared(rule: Rule) -> str:
+    if rule.reading.startswith("kernel."):
+        return ""  # what happened does not end
     return short(rule.clear) if isinstance(rule.clear, int | float) else rule.clear
 
 

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 EVIDENCE = 500  # characters of a kernel line that are kept
-LONGEST = 4096  # characters that a grammar looks at; no message is longer (PRINTK_MESSAGE_MAX 2048)
+LONGEST = 2048  # characters that a grammar looks at; no message is longer (printk.c, PRINTK_MESSAGE_MAX)
 # memory errors and what becomes of their rows (48, 63, 64, 94, 95, 171, 172), the recovery action (154)
 TOLD_BY_NVML = frozenset({48, 63, 64, 94, 95, 154, 171, 172})
 

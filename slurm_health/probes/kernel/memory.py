@@ -12,7 +12,7 @@ from slurm_health.probes.kernel.event import ANY, Event, grammar
 
 _EDAC = grammar(
     rf"EDAC MC\d{{1,3}}: (?:\d{{1,5}} (CE|UE) "
-    rf"(?:{ANY}*\bon {ANY}+ \({ANY}*page:0x[0-9a-f]+ offset:0x[0-9a-f]+ {ANY}*|"
+    rf"(?:{ANY}{{0,64}}\bon {ANY}{{1,256}} \({ANY}{{0,128}}page:0x[0-9a-f]+ offset:0x[0-9a-f]+ {ANY}*|"
     rf"[^\[\]\x00-\x1f\x7f]*\bon [^\[\]\x00-\x1f\x7f]+)|(CE|UE) (?:page|row) {ANY}+)"
 )
 _BANK = grammar(
