@@ -106,6 +106,44 @@ def test_what_comes_back_again_and_again_is_watched_longer(story: Story) -> None
     assert lasted == [35, 65, 125, 245]  # and so on: 30 s of a link that is up, doubled
 
 
+def test_a_link_that_flaps_is_one_incident_until_it_rests(story: Story) -> None:
+    flap(story, 6)
+    downs = [one for one in story.told if one[2] == "IB_PORT_DOWN"]
+    assert downs == [(6, "opened", "IB_PORT_DOWN", PORT)]
+    assert ("opened", "IB_FLAP", PORT) in [one[1:] for one in story.told]
+    story.goes_on(6 * HOUR, every=10 * MINUTE)
+    assert story.changes == ["+IB_PORT_DOWN", "+IB_FLAP", "-IB_PORT_DOWN", "-IB_FLAP"]
+
+
+def test_a_link_that_decays_slowly(story: Story) -> None:
+    story.goes_on(6 * HOUR, 10 * MINUTE, story.count("symbol_error", 10))  # 60 an hour: within what is normal
+    assert story.told == []
+    story.goes_on(3 * HOUR, 10 * MINUTE, story.count("symbol_error", 30))
+    assert story.changes == ["+IB_ERRORS"]
+    story.goes_on(6 * HOUR, 10 * MINUTE)
+    assert story.changes == ["+IB_ERRORS", "-IB_ERRORS"]
+
+
+def test_a_counter_at_its_end_and_reset(story: Story) -> None:
+    file = story.node.host.path("sys/class/infiniband/mlx5_4/ports/1/counters/symbol_error")
+    file.write_text("65535\n")  # in one look: an adapter that counted while nobody looked
+    story.node.memory = {**story.node.memory, "windows": {}}
+    story.goes_on(6 * HOUR, 10 * MINUTE)
+    assert story.told == []  # what it shows says nothing of when
+    file.write_text("0\n")  # an admin resets it (perfquery -R)
+    story.goes_on(HOUR, 10 * MINUTE)
+    story.goes_on(HOUR, 10 * MINUTE, story.count("symbol_error", 10))
+    assert story.told == []
+    story.goes_on(2 * HOUR, 10 * MINUTE, story.count("symbol_error", 100))
+    assert story.changes == ["+IB_ERRORS"]
+    file.write_text("65535\n")
+    story.goes_on(6 * HOUR, 10 * MINUTE)
+    assert story.changes == ["+IB_ERRORS"]  # it goes on, unseen: not good news
+    file.write_text("0\n")
+    story.goes_on(3 * HOUR, 10 * MINUTE)
+    assert story.changes == ["+IB_ERRORS", "-IB_ERRORS"]
+
+
 # -- GPUs --------------------------------------------------------------------------------
 
 
