@@ -68,7 +68,7 @@ def test_the_job_of_a_dead_node_runs_elsewhere(cluster):
         )[0]
     assert (incident["node"], incident["severity"]) == (node, "warning")
     assert [(one["job"], one["outcome"]) for one in incident["jobs"]] == [(job, "runs again")]
-    assert [act["kind"] for act in incident["actions"]] == ["start", "tell"]
+    assert [act["kind"] for act in incident["actions"]] == ["lift", "start", "lower", "tell"]
     assert cluster.restarts(job) == 1
     assert node not in cluster.nodes_of(job)
     assert "has not reported" in cluster.output(job)
@@ -97,7 +97,7 @@ def test_the_job_of_a_node_that_came_back_rebooted(cluster):
         cluster.until(registered, 1)
     incident = cluster.ran_again(code="NODE_SILENT")
     assert [(one["job"], one["outcome"]) for one in incident["jobs"]] == [(job, "runs again")]
-    assert [act["kind"] for act in incident["actions"]] == ["start", "tell"]
+    assert [act["kind"] for act in incident["actions"]] == ["lift", "start", "lower", "tell"]
     assert cluster.restarts(job) == 1
     assert len(cluster.runs(job)) == 2
 
