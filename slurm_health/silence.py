@@ -52,6 +52,7 @@ class Silence:
         self.config, self.ledger, self.slurm = config, ledger, slurm
         self.rescue, self.outage = rescue, outage
         self.reported, self.cards = reported, cards
+        self.known: set[str] = set()  # nodes that have ever reported, to us or before we were started
         self.boots: dict[str, str] = {}
         self.rebooted: dict[str, set[Run]] = {}  # node -> what ran there when it went down
         self.quiet: dict[str, set[Run]] = {}  # node -> what ran there when it fell quiet
@@ -77,7 +78,10 @@ class Silence:
         if now - self.looked > STALL:
             self.listening = now
         self.looked = now
-        ages = {name: now - max(at, self.listening) for name, (at, _) in self.reported.items()}
+        if not self.known:
+            self.known = self.ledger.reporters()
+        self.known |= self.reported.keys()
+        ages = {name: now - max(self._heard(name), self.listening) for name in self.known}
         await self._fell_quiet([name for name, age in ages.items() if age > QUIET and name not in self.quiet])
         silent = {name for name, age in ages.items() if age > SILENT and name not in self.said}
         self.rebooted = {name: runs for name, runs in self.rebooted.items() if runs - self.settled}
@@ -118,10 +122,10 @@ class Silence:
         """Have the jobs that Slurm requeued off the node followed; the others are none of ours."""
         for number, restarts in runs:
             job = jobs.get(number)
-            if job and job.restarts == restarts and job.state in policy.LIVE:
+            if job and (job.completing or (job.restarts == restarts and job.state in policy.LIVE)):
                 continue  # Slurm is about to
             self.settled.add((number, restarts))
-            if not job or (job.restarts, job.state, job.reason) != (restarts + 1, "PENDING", "BeginTime"):
+            if not job or (job.restarts, job.state) != (restarts + 1, "PENDING") or job.begins <= time.time():
                 continue
             why = "it came back rebooted" if node in self.rebooted else "Slurm has given it up"
             incident = self._open(node, f"{why}, and requeued job {job.label}")
@@ -131,14 +135,17 @@ class Silence:
             else:
                 self.ledger.would(incident, "start", job.label, f"mode is {self.config.mode}", time.time())
 
+    def _heard(self, node: str) -> float:
+        return self.reported.get(node, (0.0, ""))[0]
+
     def _open(self, node: str, evidence: str) -> int:
-        since = self.reported[node][0]
+        since = self._heard(node) or self.listening
         finding = Finding(
             "NODE_SILENT",
             Severity.WARNING,
             "",
             "the node's daemon has not reported to the controller",
-            f"last heard {datetime.fromtimestamp(since):%H:%M:%S}; {evidence}",
+            f"not heard since {datetime.fromtimestamp(since):%H:%M:%S}; {evidence}",
             Urgency.FINISH,
             since,
             f"silent/{node}/{round(since * 1000)}/{evidence}",

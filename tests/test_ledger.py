@@ -1060,6 +1060,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "drained_since": lambda ledger: ledger.drained_since(T),
     "under way": lambda ledger: ledger.drained_since(0, under_way=True),
     "node": lambda ledger: ledger.node("n1"),
+    "reporters": lambda ledger: ledger.reporters(),
     "out_by_us": lambda ledger: ledger.out_by_us(),
     "pending_victims": lambda ledger: ledger.pending_victims(),
     "pauses": lambda ledger: ledger.pauses(T),
@@ -1102,8 +1103,8 @@ def test_each_call_is_one_transaction_that_reads_no_whole_table(ledger: Ledger, 
         statements = asked(ledger, lambda: QUESTIONS[name](ledger))
     begins = [statement for statement, _ in statements if statement.startswith("BEGIN")]
     assert begins == [statements[0][0]] == (["BEGIN IMMEDIATE"] if name in CALLS else ["BEGIN"])
-    if "pause" in name:
-        return  # a handful of rows
+    if "pause" in name or name == "reporters":
+        return  # a handful of rows; asked once
     with ledger.engine.connect() as connection:
         for statement, parameters in statements:
             if statement.startswith(("SELECT", "UPDATE", "DELETE")):

@@ -354,6 +354,11 @@ class Ledger(Store):
         with self.transaction(write=False) as connection:
             return connection.execute(sa.select(nodes).filter_by(name=name)).first()
 
+    def reporters(self) -> set[str]:
+        """The nodes that have reported."""
+        with self.transaction(write=False) as connection:
+            return set(connection.scalars(sa.select(nodes.c.name).where(nodes.c.reported > 0)))
+
     def drained(self, name: str, reason: str, reason_time: int, at: float) -> None:
         """The node is out by us, with these words and this ReasonTime; "" when it no longer is."""
         with self.transaction() as connection:

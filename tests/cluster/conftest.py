@@ -36,7 +36,8 @@ SERVING = ("idle", "mixed", "allocated", "completing")
 LOOK = 0.05  # seconds between two questions to Slurm
 
 # Any number of nodes may go out, but where a test is about the budget. A link that came back is well at once,
-# and NVML is asked each second: both so that tests need not wait.
+# and NVML is asked each second: both so that tests need not wait. That a link goes down in one test after
+# another is no flapping.
 SITE = """
 [budget]
 at_least = 100
@@ -60,6 +61,12 @@ clear = "0s"
 [[rule]]
 code = "NIC_DOWN"
 clear = "0s"
+[[rule]]
+code = "IB_FLAP"
+enabled = false
+[[rule]]
+code = "NIC_FLAP"
+enabled = false
 [[rule]]
 code = "GPU_MISSING"
 clear = "0s"
