@@ -11,7 +11,7 @@ pytestmark = pytest.mark.cluster
 
 # It lives until it is told to die, and dies in its own way: Slurm expedites none that a signal ended.
 DIES = "until [ -e {0}/die ]; do sleep 0.05; done; rm {0}/die; exit 3"
-FINISH = 64  # an Xid after which jobs may go on
+FINISH = 143  # an Xid after which jobs may go on
 
 
 @pytest.fixture(autouse=True)
