@@ -38,8 +38,9 @@ setup(
         "SQLAlchemy>=2.0.20",  # ledger/
     ],
     extras_require={
+        "postgresql": ["psycopg[binary]>=3.1"],  # where two controllers share a ledger
         "pyslurm": ["pyslurm"],
-        "test": ["hypothesis", "pytest>=7.4", "pytest-xdist>=3.3"],
+        "test": ["hypothesis", "psycopg[binary]>=3.1", "pytest>=7.4", "pytest-xdist>=3.3"],
         "dev": ["mypy", "ruff"],
     },
     entry_points={"console_scripts": ["slurm-health = slurm_health.cli:main"]},

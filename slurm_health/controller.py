@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -532,9 +532,9 @@ def _in_our_time(report: NodeReport, now: float) -> NodeReport:
 
 
 @contextlib.asynccontextmanager
-async def running(controller: Controller) -> AsyncIterator[None]:
-    """The controller's loops, for as long as the context lasts."""
-    task = asyncio.create_task(controller.run())
+async def running(loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """What keeps going, for as long as the context lasts."""
+    task = asyncio.create_task(loops)
     try:
         yield
     finally:

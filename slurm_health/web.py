@@ -33,6 +33,7 @@ from slurm_health.controller import Controller, running
 from slurm_health.ledger import Ledger, LedgerError
 from slurm_health.model import Node, Severity, Urgency
 from slurm_health.slurm import SlurmError
+from slurm_health.standby import Standby
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Door:
     """Tells who asks, and answers. Reports come from root or SlurmUser, questions from anybody: an ordinary
     user sees nodes and incidents, and of the jobs only the own ones."""
 
-    def __init__(self, controller: Controller, signature: wire.Signature) -> None:
-        self.controller, self.signature = controller, signature
+    def __init__(self, controller: Controller, signature: wire.Signature, standby: Standby) -> None:
+        self.controller, self.signature, self.standby = controller, signature, standby
         self.ledger = controller.ledger
         self.register = Register()
         self.addresses: dict[str, tuple[float, set[str]]] = {}
@@ -152,6 +153,10 @@ class Door:
             async with self._whole(request, connection) as body:
                 await self._check(request, body, connection)
                 connection.within(connections.ANSWER)
+                if self.standby.why:
+                    if not _of_ledger(request):
+                        return _words(wire.STANDS_BY, self.standby.why)
+                    await self.controller.rescue.learn_site()  # who SlurmUser is, else learnt when it acts
                 if self._privileged():
                     connection.task = None  # what was begun for a node is brought to its end
                     return await handler(request)
@@ -348,7 +353,7 @@ class Door:
         out = {row.name: row for row in self.ledger.out_by_us()}
         troubled = sorted({*by_node, *out})
         return {
-            "controller": {"version": __version__, "address": config.controller[0], "mode": config.mode},
+            "controller": {"version": __version__, "address": self.standby.address, "mode": config.mode},
             "slurm": {
                 "backend": getattr(controller.slurm, "name", ""),
                 "why": getattr(controller.slurm, "why", ""),
@@ -566,6 +571,11 @@ def _size(hostlist: str) -> int:
     return many
 
 
+def _of_ledger(request: web.Request) -> bool:
+    """Whether a question is answered from the ledger alone, also by a controller that stands by."""
+    return request.method == "GET" and request.path.startswith(("/v1/incidents", "/v1/jobs/"))
+
+
 def _uid() -> int:
     uid = _signer.get()
     assert uid is not None
@@ -593,10 +603,10 @@ class _Http(logging.LoggerAdapter[logging.Logger]):
             self.door.grumble(peer, "HTTP", f"refused {peer}: {exc_info or msg}")
 
 
-async def serve(config: Config, ledger: Ledger, controller: Controller) -> None:
-    """The whole controller, until SIGTERM or SIGINT, or until its ledger is lost."""
+async def serve(config: Config, ledger: Ledger, controller: Controller, standby: Standby) -> None:
+    """The whole controller, until SIGTERM or SIGINT, or until its ledger is lost or another's."""
     auth = config.auth
-    door = Door(controller, wire.signature(auth.method, auth.munge_socket, auth.key_file))
+    door = Door(controller, wire.signature(auth.method, auth.munge_socket, auth.key_file), standby)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -605,11 +615,11 @@ async def serve(config: Config, ledger: Ledger, controller: Controller) -> None:
     # Two connections for each node.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    host, port = config.addresses[0]
+    host, port = config.addresses[config.controller.index(standby.address)]
     near = host in ("localhost", "127.0.0.1", "::1")
     async with door.open(host if near else None, port):
-        log.info("listening on port %d, mode %s, ledger %s", port, config.mode, config.ledger.url)
-        async with running(controller):
+        log.info("listening on port %d, mode %s, ledger %s", port, config.mode, ledger.name)
+        async with running(standby.run(controller.run)):
             systemd.notify("READY=1")
             while not stop.is_set():
                 systemd.notify("WATCHDOG=1")
@@ -618,4 +628,5 @@ async def serve(config: Config, ledger: Ledger, controller: Controller) -> None:
                 except TimeoutError:
                     continue
         if not ledger.lost:
+            standby.give_up()
             systemd.notify("STOPPING=1")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import slurm_health
+from slurm_health.ledger import LedgerError
 from slurm_health.model import Job, Node
 from slurm_health.sandbox.daemon import await_until, identity
 from slurm_health.slurm import Rejected, SlurmError, Unreachable
@@ -136,6 +137,33 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def drain(reason: str) -> Callable[[Api], Awaitable[Any]]:
     return lambda api: api.drain(["n1"], reason)
+
+
+# -- whose turn it is
+
+
+def test_a_change_is_not_begun_when_it_is_no_longer_our_turn(bench: Bench) -> None:
+    def must_act() -> None:
+        raise LedgerError("the lease is gone")
+
+    async def act(api: Api) -> None:
+        api.must_act = must_act
+        for change in (
+            api.drain(["n1"], "crash"),
+            api.down(["n1"], "crash"),
+            api.resume(["n1"]),
+            api.requeue("7", incomplete=True),
+            api.release("7"),
+            api.start_now("7"),
+            api.tell("7", "x"),
+            api.set_comment("7", "x"),
+        ):
+            with pytest.raises(LedgerError):
+                await change
+        assert set(await api.nodes()) == {"n1", "n2"}
+
+    bench.run(act)
+    assert bench.log.read_text() == ""
 
 
 # -- what it says

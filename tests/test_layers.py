@@ -106,15 +106,15 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
-    seat = below("controller", "rescue", "outage", "web", "ledger", "migrations", "slurm")
+    seat = below("controller", "rescue", "outage", "standby", "web", "ledger", "migrations", "slurm")
     for module in ("node", "link", "spool", "cards", "client", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
-    for module in ("controller", "rescue", "web", *below("ledger")):
+    for module in ("controller", "rescue", "standby", "web", *below("ledger")):
         assert not ours(f"slurm_health.{module}") & below("node", "link", "spool", "probes", "rules", "host")
 
 
 def test_slurm_is_reached_through_its_protocol() -> None:
-    for module in ("controller", "rescue", "outage", "web"):
+    for module in ("controller", "rescue", "outage", "standby", "web"):
         assert not ours(f"slurm_health.{module}") & {"slurm.scontrol", "slurm.api"}
     assert ours("slurm_health.slurm") <= {"model"}
     assert ours("slurm_health.slurm.scontrol") <= {"model", "slurm"}

@@ -272,6 +272,7 @@ def test_a_controller_that_dies_again_before_it_was_asked_is_told_too(
     ("status", "answer"),
     [
         (403, b"n1: Slurm knows no such node"),
+        (421, b"stands by: the other acts"),
         (503, b"the ledger cannot be used"),
         (500, b""),
         (200, b"<html>It works!</html>"),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slurm_health.ledger import LedgerError
 from slurm_health.model import Job, Node
 from slurm_health.sandbox.daemon import await_until, identity
 from slurm_health.slurm import Rejected, Site, SlurmError, Unreachable, scontrol
@@ -239,6 +240,7 @@ def test_a_sites_wrapper_is_ended_with_what_it_started(bin_: Bin, then: str) -> 
         "squeue: error: slurm_receive_msg: Socket timed out on send/recv operation",
         "slurm_load_node: Zero Bytes were transmitted or received",
         "error: Connection refused",
+        "slurm_update error: Slurm backup controller in standby mode",
     ],
 )
 def test_a_slurmctld_that_is_away_is_silence(bin_: Bin, act: Act, words: str) -> None:
@@ -324,6 +326,22 @@ def test_nodes_by_name(bin_: Bin) -> None:
     assert " -n " not in (bin_.folder / "sinfo.said").read_text()
 
 
+PING = """\
+Slurmctld(primary) at ctl1 is {}
+Slurmctld(backup) at ctl2 is {}
+*****************************************
+** RESTORE SLURMCTLD DAEMON TO SERVICE **
+*****************************************
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])  # it fails when none is up
+def test_which_slurmctld_answers(bin_: Bin, status: int) -> None:
+    bin_.put("scontrol", f"cat <<'.'; exit {status}\n{PING.format('DOWN', 'DOWN' if status else 'UP')}.")
+    found = bin_.call(lambda slurm: slurm.ping())
+    assert list(found.items()) == [("ctl1", False), ("ctl2", not status)]
+
+
 def test_a_line_feed_in_a_reason_hides_no_node(bin_: Bin) -> None:
     bin_.put("sinfo", "printf 'n1|drain|Unknown|n1|first\\nsecond|\\nn2|idle|Unknown|n2|none|\\n'")
     found = bin_.call(lambda slurm: slurm.nodes())
@@ -401,6 +419,28 @@ show 10 'a b  '
     }
     bin_.put("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert bin_.call(lambda slurm: slurm.comments([7])) == {}
+
+
+@pytest.mark.parametrize("what", DOES)
+def test_a_change_is_not_begun_when_it_is_no_longer_our_turn(bin_: Bin, what: str) -> None:
+    bin_.all('echo "$@" >>"${0%/*}/said"')
+    bin_.put("scancel", 'echo "$@" >>"${0%/*}/said"')
+
+    async def act(slurm: Commands) -> Any:
+        asked: list[bool] = []
+
+        def must_act() -> None:
+            asked.append(slurm.gate.locked())
+            raise LedgerError("the lease is gone")
+
+        slurm.must_act = must_act
+        slurm.gate = asyncio.Semaphore(1)
+        with pytest.raises(LedgerError):
+            await DOES[what](slurm)
+        assert asked == [True]  # at the last moment: it may have waited for others
+
+    bin_.call(act)
+    assert not (bin_.folder / "said").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from slurm_health.controller import Controller
 from slurm_health.ledger import Ledger, schema
 from slurm_health.model import Finding, Job, Node, Severity, Urgency
 from slurm_health.slurm import Slurm, Unreachable
+from slurm_health.standby import Standby
 from slurm_health.web import Door, iso
 from slurm_health.wire import Decision, NodeReport, Refused
 
@@ -76,6 +77,10 @@ class FakeSlurm:
         return ""
 
     async def set_comment(self, label: str, text: str) -> None: ...
+
+    async def ping(self) -> dict[str, bool]:
+        self._answer()
+        return {"head": True}
 
     async def site(self) -> slurm.Site:
         self._answer()
@@ -133,12 +138,16 @@ class Site:
 
 
 @asynccontextmanager
-async def site(tmp_path: Path, played: FakeSlurm | None = None, **config: Any) -> AsyncIterator[Site]:
+async def site(
+    tmp_path: Path, played: FakeSlurm | None = None, why: str = "", **config: Any
+) -> AsyncIterator[Site]:
     fake = played or FakeSlurm()
     protocol: Slurm = fake
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     controller = Controller(Config.model_validate(config), ledger, protocol)
-    door = Door(controller, Claimed())
+    standby = Standby(controller.config.controller, ledger, fake)
+    standby.why = why
+    door = Door(controller, Claimed(), standby)
     controller.rescue.site = slurm.Site(SLURM, (22, 5))
     async with door.open("127.0.0.1", 0) as port, ClientSession(f"http://127.0.0.1:{port}") as client:
         here = Site(client, door, controller, ledger, fake, port)
@@ -615,3 +624,36 @@ async def test_a_long_poll_ends_without_news(tmp_path: Path, monkeypatch: pytest
         asked = {"node": "n1", "known": Decision().version}
         status, text = await here.ask("POST", "/v1/decision", asked)
         assert (status, wire.decision(text.encode())) == (200, Decision())
+
+
+# -- a controller that stands by
+
+
+@asynchronous
+async def test_who_stands_by_says_who_acts(tmp_path: Path) -> None:
+    async with site(tmp_path, why="stands by: ctl2:6821 acts") as here:
+        asked = {"node": "n1", "known": ""}
+        report = wire.encode(NodeReport("n1", opened=(XID,)))
+        for method, target, body in [
+            ("POST", "/v1/report", report),
+            ("POST", "/v1/decision", asked),
+            ("GET", "/v1/status", None),
+            ("POST", "/v1/pause", {}),
+            ("POST", "/v1/unpause", {}),
+            ("POST", "/v1/incidents/1/close", {}),
+        ]:
+            assert await here.ask(method, target, body) == (wire.STANDS_BY, "stands by: ctl2:6821 acts\n")
+        assert (await here.ask("GET", "/v1/status", uid=None))[0] == 403
+        assert here.ledger.open_incidents() == []
+
+
+@asynchronous
+async def test_who_stands_by_answers_from_the_ledger(tmp_path: Path) -> None:
+    async with site(tmp_path, why="stands by: ctl2:6821 acts") as here:
+        here.ledger.take(NodeReport("n1", opened=(XID,)), time.time())
+        incident = here.ledger.open_incidents()[0]
+        here.ledger.touch(incident, Job(7, "7", "RUNNING", uid=ALICE), 0, 0.0, time.time())
+        for uid, seen in ((0, 1), (ALICE, 1), (BOB, 0), (SLURM, 1)):
+            [story] = await here.get("/v1/incidents/1", uid)
+            assert len(story["jobs"]) == seen
+        assert len(await here.get("/v1/incidents")) == len(await here.get("/v1/jobs/7")) == 1

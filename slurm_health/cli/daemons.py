@@ -96,8 +96,9 @@ def controller(config_file: str | None, verbose: bool) -> None:
     import asyncio
 
     from slurm_health.controller import Controller
-    from slurm_health.ledger import Ledger, LedgerError, WrongLedger
+    from slurm_health.ledger import Ledger, LedgerError, WrongLedger, alone
     from slurm_health.slurm.api import Absent, reach
+    from slurm_health.standby import Standby
     from slurm_health.web import serve
     from slurm_health.wire import Refused
 
@@ -107,16 +108,19 @@ def controller(config_file: str | None, verbose: bool) -> None:
 
     async def seat(ledger: Ledger) -> None:
         async with reach(site.backend, site.conf, site.bin, site.deadline) as slurm:
-            await serve(config, ledger, Controller(config, ledger, slurm))
+            standby = Standby(config.controller, ledger, slurm)
+            slurm.must_act = standby.must_act
+            await serve(config, ledger, Controller(config, ledger, slurm), standby)
 
     try:
-        ledger = Ledger(config.ledger.url)
-        while True:
-            asyncio.run(seat(ledger))
-            if not ledger.lost:
-                break
-            # As after a crash: what the controller remembers goes with its ledger, all is asked again.
-            ledger.open()
+        with alone(config.ledger.url):
+            ledger = Ledger(config.ledger.url)
+            while True:
+                asyncio.run(seat(ledger))
+                if not ledger.lost:
+                    break
+                # As after a crash: what the controller remembers goes with its ledger, all is asked again.
+                ledger.open()
     except (WrongLedger, Absent) as error:
         raise Misconfigured(str(error)) from None
     except LedgerError as error:
@@ -124,4 +128,5 @@ def controller(config_file: str | None, verbose: bool) -> None:
     except Refused as error:
         raise CannotStart(str(error)) from None
     except OSError as error:
-        raise CannotStart(f"cannot serve on port {config.addresses[0][1]}: {error.strerror}") from None
+        ports = " or ".join(dict.fromkeys(str(port) for _, port in config.addresses))
+        raise CannotStart(f"cannot serve on port {ports}: {error.strerror}") from None

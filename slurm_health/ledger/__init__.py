@@ -14,12 +14,22 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from slurm_health.ledger.lease import Lease
 from slurm_health.ledger.schema import actions, evidence, incidents, nodes, pauses, touches, victims
-from slurm_health.ledger.store import LedgerError, LedgerLost, Store, WrongLedger
+from slurm_health.ledger.store import RETRY, LedgerError, LedgerLost, Store, WrongLedger, alone
 from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency, Victim
 from slurm_health.wire import NodeReport
 
-__all__ = ["FAULT_GONE", "NO_ANSWER", "Ledger", "LedgerError", "LedgerLost", "WrongLedger"]
+__all__ = [
+    "FAULT_GONE",
+    "NO_ANSWER",
+    "Lease",
+    "Ledger",
+    "LedgerError",
+    "LedgerLost",
+    "WrongLedger",
+    "alone",
+]
 
 LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
 FAULT_GONE = "the fault is gone"  # why we put a node back into service
@@ -32,7 +42,6 @@ OURS = (
     "new evidence",
     "an admin's RESUME",
 )  # closed_by, where nobody did by hand
-RETRY = 1.0  # seconds after which a report that says nothing new tries whether a trouble is over
 
 
 class Ledger(Store):

@@ -134,3 +134,14 @@ pauses = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("by", sa.Text, nullable=False),
 )
+
+# One row, which several controllers of a server's ledger contend for; see lease.py.
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),  # the address of the controller that acts
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("life", sa.String(32), nullable=False),  # names one run of it
+    sa.Column("until", sa.Float, nullable=False),  # seconds since the epoch, by the database's clock
+)

@@ -1,11 +1,12 @@
 """Where the ledger is kept: its file or server, its transactions, and what becomes of it in trouble.
 
-A disk that is full or a lock that somebody holds is a trouble, which ends by itself. A SQLite file that is
-corrupt is set aside, never deleted; one that was deleted or replaced is begun anew.
+A disk that is full, a lock that somebody holds or a server that is away is a trouble, which ends by itself. A
+SQLite file that is corrupt is set aside, never deleted; one that was deleted or replaced is begun anew.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
 import os
@@ -24,6 +25,17 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 5000  # milliseconds that the start waits for another program's lock
 SHORT_PATIENCE = 100  # the same while serving, where all wait with it
+RETRY = 1.0  # seconds after which a server that was away is tried again: each try may cost seconds
+
+# For libpq (its documentation, 34.1.2); milliseconds, and seconds for connect_timeout. A holder of the lease
+# that stands still in the middle of a transaction must not keep the row from the next one.
+_SERVER = {
+    "application_name": "slurm-health",
+    "connect_timeout": "3",
+    "tcp_user_timeout": "5000",
+    "options": f"-c lock_timeout={PATIENCE} -c idle_in_transaction_session_timeout=10000",
+}
+_MIGRATING = 6821  # the advisory lock of whoever migrates
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # After these a connection stays as it is, whatever becomes of the file.
@@ -52,7 +64,7 @@ class LedgerLost(LedgerError):
     """What was in use is corrupt or gone. Nothing works until `open` has begun anew."""
 
 
-class _Shared(threading.local):
+class _Inner(threading.local):
     """The transaction of `together`: of its thread only, people's questions are answered on others."""
 
     connection: Connection | None = None
@@ -64,15 +76,19 @@ class Store:
     def __init__(self, url: str) -> None:
         try:
             self.url = sa.make_url(url)
-            self.engine = sa.create_engine(self.url)
-        except (sa.exc.ArgumentError, ImportError) as error:
+            self.engine = self.reader = _engine(self.url)
+        except ImportError as error:
+            raise WrongLedger(f"[ledger] url: {error}; slurm-health[postgresql] brings psycopg") from error
+        except sa.exc.ArgumentError as error:
             raise WrongLedger(f"[ledger] url: {error}") from error
         self.sqlite = self.engine.dialect.name == "sqlite"
+        self.shared = self.engine.dialect.name == "postgresql"  # whether several controllers may have it
         if self.sqlite:
             sa.event.listen(self.engine, "connect", self._pragmas)
             sa.event.listen(self.engine, "begin", _begin)
-        name = self.url.database if self.sqlite else ""
-        self.file = Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
+        else:
+            self.reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self.file = _file(self.url)
         self.name = str(self.file or self.url.render_as_string())
         self.identity: tuple[int, int] | None = None  # device and inode of the file in use
         self.patience = PATIENCE
@@ -83,12 +99,14 @@ class Store:
         self.corrupt = False
         self.when_lost: Callable[[], object] = lambda: None
         self.aside: Path | None = None  # where a corrupt file was put since the process began
-        self.shared = _Shared()
+        self.inner = _Inner()
+        self.fence: Callable[[Connection], None] | None = None  # called by each write, first
         self.open()
 
     def open(self) -> None:
         """Begin to use it, or begin anew after it was lost. A corrupt file is set aside, never deleted."""
-        self.lost, self.identity, self.patience = "", None, PATIENCE
+        self.lost, self.identity, self.patience, self.fence = "", None, PATIENCE, None
+        self.tried = 0.0
         if self.file:
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +141,9 @@ class Store:
                 self.sqlite
                 and (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok"
             ):
-                raise self._lose(f"corrupt: {found}", corrupt=True)
+                raise self.lose(f"corrupt: {found}", corrupt=True)
+            if self.shared:  # several may start at once
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -156,23 +176,25 @@ class Store:
     def together(self) -> Iterator[None]:
         """Have all that is written inside written at once, or not at all. Nothing may be awaited inside."""
         with self.transaction() as connection:
-            outer, self.shared.connection = self.shared.connection, connection
+            outer, self.inner.connection = self.inner.connection, connection
             try:
                 yield
             finally:
-                self.shared.connection = outer
+                self.inner.connection = outer
 
     @contextmanager
-    def transaction(self, write: bool = True) -> Iterator[Connection]:
-        if self.shared.connection is not None:
-            yield self.shared.connection
+    def transaction(self, write: bool = True, fenced: bool = True) -> Iterator[Connection]:
+        if self.inner.connection is not None:
+            yield self.inner.connection
             return
         if self.lost:
             raise LedgerLost(self.lost)
+        if self.trouble and not self.sqlite and time.monotonic() - self.tried < RETRY:
+            raise LedgerError(self.trouble)
         if write:
             self._must_be_there()
         try:
-            with self.engine.connect() as connection:
+            with (self.engine if write else self.reader).connect() as connection:
                 before = 0
                 if self.sqlite and write:
                     driver: Any = connection.connection.driver_connection
@@ -181,8 +203,12 @@ class Store:
                     before = driver.total_changes
                     connection.execution_options(begin="BEGIN IMMEDIATE")
                 with connection.begin():
+                    if write and fenced and self.fence:
+                        self.fence(connection)
                     yield connection
                 changed = write and (not self.sqlite or driver.total_changes > before)
+        except sa.exc.DataError as error:  # a value that it cannot hold, somebody's question most likely
+            raise LedgerError(f"{self.name}: {error.orig}") from error
         except sa.exc.DBAPIError as error:
             raise self._mourn(error) from error
         if changed:  # a write of nothing succeeds on a full disk too
@@ -196,17 +222,17 @@ class Store:
             identity = _identity(self.file.stat())
         except FileNotFoundError:
             if self.file.parent.is_dir():
-                raise self._lose("it has vanished") from None
+                raise self.lose("it has vanished") from None
             raise self._say(f"{self.name}: its folder has vanished") from None
         except OSError as error:
             raise self._say(f"{self.name}: {error.strerror}") from error
         if identity != self.identity:
-            raise self._lose("another file is in its place")
+            raise self.lose("another file is in its place")
 
     def _mourn(self, error: sa.exc.DBAPIError) -> LedgerError:
         code = getattr(error.orig, "sqlite_errorcode", 0)
         if code & 0xFF in _CORRUPT:
-            return self._lose(f"corrupt: {error.orig}", corrupt=True)
+            return self.lose(f"corrupt: {error.orig}", corrupt=True)
         if code & 0xFF in _STUCK or code in _UNREAD:
             self.engine.dispose()
         remedy = _REMEDIES.get(code & 0xFF, "")
@@ -219,7 +245,8 @@ class Store:
         self.trouble, self.tried = words, time.monotonic()
         return LedgerError(words)
 
-    def _lose(self, why: str, corrupt: bool = False) -> LedgerLost:
+    def lose(self, why: str, corrupt: bool = False) -> LedgerLost:
+        """It can no longer be used by this process as it is; what is to be raised."""
         self.corrupt |= corrupt
         self.lost = str(self._say(f"{self.name}: {why}"))
         self.when_lost()
@@ -246,6 +273,50 @@ class Store:
                 # The first statement says it too. Who fails here is closed at once, and its -wal deleted.
                 if error.sqlite_errorcode & 0xFF not in _CORRUPT:
                     raise
+
+
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Be the only controller of a SQLite ledger, else LedgerError. A server's has a lease for that."""
+    file = _file(sa.make_url(url)) if url.startswith("sqlite") else None
+    if not file:
+        yield
+        return
+    lock = file.with_name(f"{file.name}.lock")  # closing the ledger itself would undo SQLite's own locks
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise LedgerError(f"{lock}: {error.strerror} ({_WRITABLE})") from error
+    try:
+        end = time.monotonic() + PATIENCE / 1000
+        while not _locked(handle):
+            if time.monotonic() > end:
+                raise LedgerError(f"{file}: another controller uses it; end that one, or give each its own")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _file(url: sa.URL) -> Path | None:
+    """The file of a SQLite ledger that is in one."""
+    name = url.database if url.get_backend_name() == "sqlite" else ""
+    return Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_driver_name().startswith("psycopg"):
+        url = url.set(query={**_SERVER, **url.query})
+    return sa.create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
 
 
 def _begin(connection: Connection) -> None:

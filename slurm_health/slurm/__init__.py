@@ -103,5 +103,9 @@ class Slurm(Protocol):
 
     async def set_comment(self, label: str, text: str) -> None: ...
 
+    async def ping(self) -> dict[str, bool]:
+        """Whether each host's slurmctld answers, by the host's name, the primary first. The first one that
+        does acts, or will once it has seen that those before it do not (SlurmctldTimeout)."""
+
     async def site(self) -> Site:
         """What does not change while slurmctld runs."""

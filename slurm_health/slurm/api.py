@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from ClusterShell.NodeSet import NodeSet
@@ -26,6 +26,7 @@ from slurm_health.slurm.scontrol import NO_REASON, RELEASE, Commands, flags, mad
 log = logging.getLogger(__name__)
 
 LARGEST = 1 << 28  # bytes of one answer; 12,500 nodes are two million
+CHANGES = ("drain", "down", "resume", "release", "start_now", "tell", "set_comment")
 DEATHS = 5  # in a row, with no answer between them: what is chosen automatically is given up for good
 
 
@@ -53,6 +54,7 @@ class Worker:
         self.turn = asyncio.Lock()
         self.deaths = 0
         self.calls = 0
+        self.must_act: Callable[[], None] = lambda: None  # asked right before a change; raises to forbid it
 
     async def ask(self, *call: Any) -> Any:
         """The answer to a call; to none: pyslurm's version. Waiting for one's turn counts to the deadline."""
@@ -124,6 +126,8 @@ class Worker:
         assert self.process
         assert self.process.stdin
         self.calls += 1
+        if call[0] in CHANGES:
+            self.must_act()
         self.process.stdin.write(json.dumps([self.calls, *call]).encode() + b"\n")
         with contextlib.suppress(ConnectionError):  # it is heard below that it is gone
             await self.process.stdin.drain()
@@ -174,6 +178,7 @@ class Api(Commands):
     def __init__(self, conf: str = "", bin: str = "", deadline: float = 10.0, auto: bool = False) -> None:  # noqa: A002
         super().__init__(conf, bin, deadline)
         self.worker = Worker(self.environment, deadline)
+        self.worker.must_act = lambda: self.must_act()
         self.auto = auto
         self.chosen = not auto  # whether pyslurm is what is used
         self.why = "Slurm has not said its release yet" if auto else "as configured"

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Self
 
@@ -51,6 +51,7 @@ NO_SUCH_RESERVATION = "Requested reservation is invalid"
 # squeue's Reason of a job that was held when it was requeued (job_reason_string, 22.05 to 26.05).
 REQUEUED_HELD = "job requeued in held state"
 RELEASE = re.compile(r"(\d+)\.(\d+)")
+PING = re.compile(r"Slurmctld\(\w+\) at (\S+) is (UP|DOWN)")  # scontrol ping, 22.05 to 26.05
 SILENT = (
     "Unable to contact slurm controller",
     "Socket timed out",
@@ -58,6 +59,7 @@ SILENT = (
     "Connection refused",
     "Connection reset",
     "Transport endpoint",
+    "backup controller in standby mode",  # until it has seen that the primary is gone
 )
 # What changes, like a site's SQUEUE_*, what is printed, and in which words.
 HABITS = {"SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SLURM_BITSTR_LEN", "SLURM_JSON", "SLURM_YAML"}
@@ -191,6 +193,7 @@ class Commands:
         self.bin = bin
         self.gate = asyncio.Semaphore(AT_ONCE)
         self.calls = 0
+        self.must_act: Callable[[], None] = lambda: None  # asked right before a change; raises to forbid it
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,6 +210,11 @@ class Commands:
     async def _run(self, name: str, *arguments: str) -> str:
         async with self.gate:
             return await self._run_now(name, *arguments)
+
+    async def _change(self, name: str, *arguments: str) -> None:
+        async with self.gate:
+            self.must_act()
+            await self._run_now(name, *arguments)
 
     async def _run_now(self, name: str, *arguments: str) -> str:
         self.calls += 1
@@ -232,8 +240,8 @@ class Commands:
         finally:
             if not answered:
                 await _end(process)
-        words = err.decode(errors="replace").strip()
         if process.returncode:
+            words = (err or out).decode(errors="replace").strip()
             what = f"{name} {' '.join(arguments[:3])}: {words or f'exit {process.returncode}'}"
             raise refusal(what)
         return out.decode(errors="replace")
@@ -268,7 +276,7 @@ class Commands:
 
     async def _set(self, names: Iterable[str], state: str, *more: str) -> None:
         where = str(NodeSet.fromlist(list(names)))
-        await self._run("scontrol", "update", f"NodeName={where}", f"State={state}", *more)
+        await self._change("scontrol", "update", f"NodeName={where}", f"State={state}", *more)
 
     async def drain(self, names: Iterable[str], reason: str) -> None:
         await self._set(names, "DRAIN", f"Reason={reason}")
@@ -281,16 +289,16 @@ class Commands:
 
     async def requeue(self, label: str, incomplete: bool, hold: bool = False) -> None:
         verb = "requeuehold" if hold else "requeue"
-        await self._run("scontrol", verb, *(["Incomplete"] if incomplete else []), label)
+        await self._change("scontrol", verb, *(["Incomplete"] if incomplete else []), label)
 
     async def release(self, label: str) -> None:
-        await self._run("scontrol", "release", label)
+        await self._change("scontrol", "release", label)
 
     async def signal(self, label: str, name: str, steps: str) -> None:
-        await self._run("scancel", f"--signal={name}", *(["--batch"] if steps == "batch" else []), label)
+        await self._change("scancel", f"--signal={name}", *(["--batch"] if steps == "batch" else []), label)
 
     async def start_now(self, label: str) -> None:
-        await self._run("scontrol", "update", f"JobId={label}", "StartTime=now")
+        await self._change("scontrol", "update", f"JobId={label}", "StartTime=now")
 
     async def standing(self, label: str) -> tuple[int, int]:
         lines = await self._run("squeue", "-h", "-t", "all", "-j", label, "-O", _format(STANDING_FIELDS))
@@ -300,21 +308,21 @@ class Commands:
         return int(priority), int(nice)
 
     async def set_nice(self, label: str, nice: int) -> None:
-        await self._run("scontrol", "update", f"JobId={label}", f"Nice={nice}")
+        await self._change("scontrol", "update", f"JobId={label}", f"Nice={nice}")
 
     async def reserve(self, name: str, nodes: Iterable[str]) -> None:
         where = ("Users=root", f"Nodes={NodeSet.fromlist(list(nodes))}", "StartTime=now", "Duration=1")
-        await self._run("scontrol", "create", f"ReservationName={name}", *where, "Flags=IGNORE_JOBS")
+        await self._change("scontrol", "create", f"ReservationName={name}", *where, "Flags=IGNORE_JOBS")
 
     async def unreserve(self, name: str) -> None:
         try:
-            await self._run("scontrol", "delete", f"ReservationName={name}")
+            await self._change("scontrol", "delete", f"ReservationName={name}")
         except Rejected as error:
             if NO_SUCH_RESERVATION not in str(error):
                 raise
 
     async def tell(self, label: str, text: str) -> None:
-        await self._run("scontrol", "notify", label, text)
+        await self._change("scontrol", "notify", label, text)
 
     async def comments(self, ids: Iterable[int]) -> dict[int, str]:
         mark = secrets.token_hex(8)
@@ -330,7 +338,7 @@ class Commands:
         return {int(number): "" if text == "(null)" else text for number, text in found}
 
     async def set_owners_comment(self, label: str, text: str) -> None:
-        await self._run("scontrol", "update", f"JobId={label}", f"Comment={text}")
+        await self._change("scontrol", "update", f"JobId={label}", f"Comment={text}")
 
     async def comment(self, label: str) -> str:
         lines = await self._run("squeue", "-h", "-t", "all", "-j", label, "-O", "admin_comment:4096")
@@ -338,7 +346,14 @@ class Commands:
         return "" if text == "(null)" else text
 
     async def set_comment(self, label: str, text: str) -> None:
-        await self._run("scontrol", "update", f"JobId={label}", f"AdminComment={text}")
+        await self._change("scontrol", "update", f"JobId={label}", f"AdminComment={text}")
+
+    async def ping(self) -> dict[str, bool]:
+        try:
+            said = await self._run("scontrol", "ping")
+        except Rejected as error:  # none answers: it fails, and says so all the same
+            said = str(error)
+        return {host: state == "UP" for host, state in PING.findall(said)}
 
     async def site(self) -> Site:
         said: dict[str, str] = {}
