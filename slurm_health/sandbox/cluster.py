@@ -506,7 +506,7 @@ class Sandbox:
         program = shutil.which(argv[0], path=_PATH)
         if program is None:
             return None
-        if not self._host() and self.pid("slurmctld") is None:  # commands wait long for a dead slurmctld
+        if not self._host() and not self._slurmctld_lives():  # commands wait long for a dead one
             return None
         try:
             done = subprocess.run(
@@ -520,6 +520,9 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             return None
         return done.stdout if done.returncode == 0 else None
+
+    def _slurmctld_lives(self) -> bool:
+        return self.pid("slurmctld") is not None
 
     def _node_states(self) -> dict[str, dict[str, str]]:
         answer = self._ask(["sinfo", "-h", "-N", "-o", "%N|%T|%E"]) or ""

@@ -2,11 +2,13 @@
 
     python ordeal.py die FILE controller|node ...
     python ordeal.py stall:PID FILE controller ...
+    python ordeal.py halt:STEP FILE controller ...
 
 die: right after the step its process kills itself. A step is a commit to the ledger, a change in Slurm, a
 file that the node's daemon wrote, a message that passed. What died is started again at once by its parent,
 from which it is forked so that this takes no second.
 stall: while it changes something in Slurm the process PID (slurmctld) stands still until we have given up.
+halt: right after the step named the process stands still, until somebody wakes or kills it.
 
 FILE gets the kinds of step where it happened, one a line; while there is no such file nothing happens.
 """
@@ -57,6 +59,16 @@ class Ordeal:
         with self.turn:
             if sum(self.first(kind) for kind in kinds):
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Halt(Ordeal):
+    def __init__(self, path, step):
+        super().__init__(path)
+        self.step = step
+
+    def die(self, *kinds):
+        if self.step in kinds and self.first(self.step):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def after(owner, name, then, turn=contextlib.nullcontext()):  # noqa: B008 (it holds nothing)
@@ -209,6 +221,9 @@ def die_as_node(ordeal):
 
 def main():
     how, file, *words = sys.argv[1:]
+    if how.startswith("halt:"):
+        die_as_controller(Halt(file, how.removeprefix("halt:")))
+        sys.exit(cli.main(words, prog_name="slurm-health"))
     if how == "die":
         {"controller": die_as_controller, "node": die_as_node}[words[0]](Ordeal(file))
     else:
