@@ -44,6 +44,7 @@ def right_result():
 @pytest.fixture
 def log(cluster, tmp_path):
     """What each run of the training has noted: {run: [(step, when), ...]}."""
+    (tmp_path / "log").touch()
     (tmp_path / "train.py").write_text(TRAINING.format(folder=tmp_path, steps=STEPS, save_each=SAVE_EACH))
 
     def log():
