@@ -15,7 +15,9 @@ import re
 import secrets
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Self
 
@@ -261,8 +263,13 @@ class Commands:
             if NO_SUCH_JOB in str(error):
                 return []
             raise
-        # -r: without it pending tasks of an array share one line, those on their way back among them.
-        return [job(line) for line in out.splitlines() if line.count("|") == len(JOB_FIELDS)]
+        # -r: without it pending tasks of an array share one line, those on their way back among them. Those
+        # that were never started are one job yet, which no task's name means.
+        found = [job(line) for line in out.splitlines() if line.count("|") == len(JOB_FIELDS)]
+        tasks = Counter(one.id for one in found)
+        return list(
+            {one.id: replace(one, label=str(one.id)) if tasks[one.id] > 1 else one for one in found}.values()
+        )
 
     async def jobs(self, ids: Iterable[int]) -> dict[int, Job]:
         wanted = set(ids)

@@ -130,9 +130,13 @@ class Cluster:
             file.parent.mkdir()
             file.write_text(f'[slurm]\nbackend = "{BACKEND}"')
             self.restart("controller")
+        self.look()
+        assert BACKEND in ("auto", self.backend)
+
+    def look(self):
+        """Note which Slurm this is, and which way to it is in use."""
         self.slurm = self.box.status()["slurm"]
         self.backend = self.until(self._way, bool)
-        assert BACKEND in ("auto", self.backend)
 
     def _way(self):
         """The way to Slurm that the controller has taken, "" until it has decided."""

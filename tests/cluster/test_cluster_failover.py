@@ -108,6 +108,7 @@ class Pair(Cluster):
         self.jobs.mkdir()
         self.jobs.chmod(0o1777)
         self.config = config.load(str(self.box.layout.config))
+        self.look()
 
     def states(self):
         """What each controller is: "acts", "stands by" or why it does not answer."""
