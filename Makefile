@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast conduct bench spank lint packages clean docker docker-up docker-down docker-demo docker-test docker-table
+.PHONY: help demo test test-fast conduct bench spank lint packages clean docker docker-up docker-down docker-demo docker-test docker-faults docker-table
 
 # The cluster of containers: trixie has Slurm 24.11, forky 26.05; and how many nodes, 4 to 8.
 export RELEASE ?= trixie
@@ -44,6 +44,9 @@ docker-test: docker ## the tests that need a Slurm, on that release's (BACKEND=c
 	@mkdir -p docker/.results
 	@docker run --rm -e SLURM_HEALTH_TEST_BACKEND=$(BACKEND) -v $(CURDIR)/docker/.results:/results \
 	    slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
+
+docker-faults: docker $(VENV)/.installed ## hosts of that cluster die and lose their network under jobs (6 minutes)
+	@$(BIN)/python -m pytest docker/test_faults.py $(ARGS)
 
 # What a run leaves in docker/.results says itself which Slurm it was, and which way to it.
 docker-table: packages $(VENV)/.installed ## those tests on each Slurm by each way to it, and their table in docs/SLURM.md
