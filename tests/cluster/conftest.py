@@ -31,7 +31,7 @@ NOBODY = pwd.getpwnam("nobody")
 OF_NOBODY = (f"--uid={NOBODY.pw_uid}", f"--gid={NOBODY.pw_gid}")
 # Which way to Slurm the controller takes; docs/SLURM.md has the outcome of each.
 BACKEND = os.environ.get("SLURM_HEALTH_TEST_BACKEND", "auto")
-PATIENCE = 60.0  # seconds; what is waited for takes far less, but Slurm's KillWait alone is 30
+PATIENCE = 30.0  # seconds; what is waited for takes far less on an idle machine
 SERVING = ("idle", "mixed", "allocated", "completing")
 LOOK = 0.05  # seconds between two questions to Slurm
 
