@@ -311,9 +311,8 @@ def _expect_ports(
     wanted = expectations.ib_ports
     for device, seen in ports.items():
         up = seen["infiniband.state"] == "ACTIVE"
-        where = f" ({seen['infiniband.place']})" if "infiniband.place" in seen else ""
         physical = seen.get("infiniband.phys_state", "physical state unknown")
-        state = f"state {seen['infiniband.state']}, {physical}{where}"
+        state = f"state {seen['infiniband.state']}, {physical}"
         if device in baseline.ports:
             yield Reading("infiniband.down", device, not up, state)
             yield Reading("infiniband.never_up", device, False)
@@ -326,7 +325,7 @@ def _expect_ports(
         rate = seen.get("infiniband.rate")
         usual = expectations.ib_gbps or baseline.ports.get(device, {}).get("rate")
         if up and isinstance(rate, int | float) and isinstance(usual, int | float):
-            slow = f"{rate:g} Gb/s instead of {usual:g}{where}"
+            slow = f"{rate:g} Gb/s instead of {usual:g}"
             yield Reading("infiniband.slow", device, rate < usual, slow)
     if "infiniband.listed" not in facts.get("", {}):
         return

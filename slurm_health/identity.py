@@ -1,10 +1,11 @@
-"""What a technician needs to find a device: all that names it beside the name that findings use. Pure.
+"""What a technician needs to find a device: which parts of the machine its name stands for. Pure.
 
 Remembered by device, from readings while it could still tell: a lost GPU says neither UUID nor serial number.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -12,16 +13,36 @@ from slurm_health.model import Finding, Reading, Value
 
 Names = Mapping[str, Mapping[str, Value]]
 
-# In this order. A port's `place` holds its adapter's PCI address and GUID.
-NAMES = {
-    "gpu.minor": "/dev/nvidia{}",
-    "gpu.name": "{}",
-    "gpu.uuid": "{}",
-    "gpu.serial": "serial {}",
-    "infiniband.place": "{}",
-    "infiniband.pci": "PCI {}",
-    "nic.pci": "PCI {}",
+# Which reading tells which part.
+PARTS = {
+    "gpu.index": "gpu",  # NVML's, as nvidia-smi counts; it shifts when a GPU vanishes
+    "gpu.name": "model",
+    "gpu.uuid": "uuid",
+    "gpu.serial": "serial",
+    "gpu.minor": "minor",
+    "infiniband.guid": "guid",
+    "infiniband.gpu": "beside",
+    "infiniband.plane": "plane",
+    "infiniband.pci": "pci",
+    "nic.mac": "mac",
+    "nic.pci": "pci",
 }
+WORDS = {
+    "gpu": "GPU {}",
+    "model": "{}",
+    "uuid": "{}",
+    "serial": "serial {}",
+    "minor": "/dev/nvidia{}",
+    "hca": "HCA {}",
+    "port": "port {}",
+    "guid": "GUID {}",
+    "plane": "plane {}",
+    "beside": "beside GPU {}",
+    "interface": "interface {}",
+    "mac": "MAC {}",
+    "pci": "PCI {}",
+}
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 def recall(saved: object) -> Names:
@@ -34,7 +55,7 @@ def learn(known: Names, readings: Iterable[Reading]) -> Names:
     """The names with those in these readings; the same object when none is new."""
     news: dict[str, dict[str, Value]] = {}
     for one in readings:
-        if one.name in NAMES and known.get(one.device, {}).get(one.name) != one.value:
+        if one.name in PARTS and known.get(one.device, {}).get(one.name) != one.value:
             news.setdefault(one.device, {})[one.name] = one.value
     if not news:
         return known
@@ -45,16 +66,40 @@ def learn(known: Names, readings: Iterable[Reading]) -> Names:
     }
 
 
+def hardware(device: str, known: Names) -> dict[str, Value]:
+    """Its parts: of a GPU `gpu`, `model`, `uuid`, `serial`, `minor`; of a port `hca`, `port`, `guid`,
+    `beside` (the nearest GPUs) and `plane` ("2 of 4" beside one); of a network interface `interface`, `mac`;
+    and `pci`. What was never told is absent. A PCI address stands for all that sits there.
+    """
+    there = sorted(
+        other for other, its in known.items() if device in (its.get("infiniband.pci"), its.get("nic.pci"))
+    )
+    each = [_parts(one, known.get(one, {})) for one in (device, *there)]
+    found = {part: dict.fromkeys(its[part] for its in each if part in its) for part in WORDS}
+    return {
+        part: next(iter(values)) if len(values) == 1 else " ".join(map(str, values))
+        for part, values in found.items()
+        if values
+    }
+
+
+def _parts(device: str, its: Mapping[str, Value]) -> dict[str, Value]:
+    parts = {PARTS[name]: value for name, value in its.items() if name in PARTS}
+    if ADDRESS.fullmatch(device):
+        parts["pci"] = device
+    elif any(name.startswith("infiniband.") for name in its):
+        parts["hca"], _, port = device.partition("/")
+        parts["port"] = int(port) if port.isdecimal() else port
+    elif any(name.startswith("nic.") for name in its):
+        parts["interface"] = device
+    return parts
+
+
 def named(finding: Finding, known: Names) -> Finding:
-    """The finding with what names its device at the end of its evidence, where it does not stand there."""
-    words: list[str] = []
-    said = finding.evidence
-    its = known.get(finding.device, {})
-    of_adapter = [
-        device for device, names in known.items() if finding.device and finding.device in names.values()
-    ]
-    for word in (*(NAMES[name].format(its[name]) for name in NAMES if name in its), *sorted(of_adapter)):
-        if word not in said:
-            words.append(word)
-            said += word
-    return replace(finding, evidence=f"{finding.evidence} [{', '.join(words)}]".strip()) if words else finding
+    """The finding with the hardware that its device is."""
+    return replace(finding, hardware=hardware(finding.device, known))
+
+
+def words(parts: Mapping[str, Value]) -> str:
+    """The same for people: "GPU 3, NVIDIA H100, GPU-9a..., serial 1650, /dev/nvidia3, PCI 0000:5d:00.0"."""
+    return ", ".join(form.format(parts[part]) for part, form in WORDS.items() if part in parts)

@@ -78,6 +78,7 @@ class Finding:
 
     `since` is the time of the first evidence (before any hold), `moment` names this occurrence uniquely on
     its node, for states as well as for events. `lasting` is False for events: they happen and cannot end.
+    `hardware` says by what a person finds the device (see identity.py).
     """
 
     code: str
@@ -89,6 +90,7 @@ class Finding:
     since: float = 0.0
     moment: str = ""
     lasting: bool = True
+    hardware: Mapping[str, Value] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

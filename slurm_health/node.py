@@ -363,7 +363,8 @@ class NodeDaemon:
             added = self.spool.add(replace(found, since=found.since + ahead) for found in new)
         for found in new:
             level = logging.ERROR if found.severity is Severity.CRITICAL else logging.WARNING
-            log.log(level, "%s(%s) %s: %s", found.code, found.device, found.text, found.evidence)
+            parts = identity.words(found.hardware)
+            log.log(level, "%s(%s) %s: %s [%s]", found.code, found.device, found.text, found.evidence, parts)
         for found in gone:
             log.info("%s(%s) has cleared", found.code, found.device)
         if added or gone:
@@ -543,5 +544,9 @@ def _sendable(found: Finding) -> Finding:
         device=wire.clean(found.device)[:100],
         text=wire.clean(found.text),
         evidence=wire.clean(found.evidence),
+        hardware={
+            part: wire.clean(said)[: wire.PART] if isinstance(said, str) else said
+            for part, said in found.hardware.items()
+        },
         moment=wire.clean(found.moment)[:300],
     )

@@ -56,6 +56,7 @@ class Scan:
                     "device": finding.device,
                     "text": finding.text,
                     "evidence": finding.evidence,
+                    "hardware": finding.hardware,
                 }
                 for finding in self.findings
             ],
@@ -78,6 +79,8 @@ class Scan:
             lines.append(f"  {finding.severity!s:8}  {finding.code}{where}  {finding.text}")
             if finding.evidence:
                 lines.append(f"            {finding.evidence}")
+            if finding.hardware:
+                lines.append(f"            {identity.words(finding.hardware)}")
         lines += [f"  {line}" for line in self.seen]
         lines += [f"  {report.probe}: {report.error}" for report in self.reports if report.error]
         return "\n".join(lines)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from slurm_health import identity
 from slurm_health.duration import words
 
 
@@ -121,6 +122,8 @@ def story(row: dict[str, Any]) -> str:
         f"incident {row['id']}  {row['node']}  {fault(row)}  {row['severity']}, {row['state']}",
         f"  {row['text']}",
     ]
+    if where := identity.words(row.get("hardware", {})):
+        lines.append(f"  {where}")
     if row["held"]:
         lines.append(f"  nothing was done to the node: {row['held']}")
     lines += ["", "evidence"]

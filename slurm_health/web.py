@@ -465,6 +465,7 @@ def story(row: dict[str, Any], everything: bool, uid: int) -> dict[str, Any]:
         "node": row["node"],
         "code": row["code"],
         "device": row["device"],
+        "hardware": row["hardware"],
         "severity": str(Severity(row["severity"])),
         "job": str(Urgency(row["job"])),
         "text": row["text"],

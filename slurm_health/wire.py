@@ -45,6 +45,7 @@ LIMIT = 1 << 20  # bytes of one request: 1,000 findings of the largest kind fit
 WORDS = 1000  # longest text in a message; longer ones are cut by the sender and refused by the receiver
 MANY = 500  # findings, cards or moments in one report
 RANKS = 64  # ranks of one job on one device
+PARTS, PART = 32, 200  # what names one device, and characters of each
 LARGEST = 1e11  # seconds: a time is before the year 5138, and no id of Slurm's is longer
 LONG_POLL = 25.0  # seconds: below the 30 s at which a heartbeat is due
 HEARTBEAT = 30.0
@@ -123,7 +124,21 @@ def finding(table: Mapping[str, Any]) -> Finding:
         since=_number(table, "since"),
         moment=text_field(table, "moment", 300, required=True),
         lasting=bool(table.get("lasting", True)),
+        hardware=_hardware(table.get("hardware", {})),
     )
+
+
+def _hardware(value: object) -> dict[str, str | int]:
+    """The parts of a device: {"gpu": 3, "uuid": "GPU-9a"}."""
+    if not isinstance(value, dict) or len(value) > PARTS:
+        raise Malformed(f"hardware: not a table of at most {PARTS}")
+    found: dict[str, str | int] = {}
+    for part, said in value.items():
+        number = isinstance(said, int) and not isinstance(said, bool)
+        found[text_field({"": part}, "", PART)] = (
+            int(_number({"hardware": said}, "hardware")) if number else text_field({"": said}, "", PART)
+        )
+    return found
 
 
 def card(table: Mapping[str, Any]) -> Card:

@@ -313,6 +313,7 @@ STORY: dict[str, Any] = {
     "device": "0000:5d:00.0",
     "severity": "critical",
     "job": "now",
+    "hardware": {"gpu": 3, "serial": "1650", "pci": "0000:5d:00.0"},
     "text": "GPU has fallen off the bus",
     "state": "open",
     "count": 1,
@@ -387,6 +388,7 @@ def test_incidents_for_people(controller: Answering) -> None:
     assert "GPU_XID_79(0000:5d:00.0)" in listed.stdout
     shown = call("incidents", *at, "show", "3")
     assert "NVRM: Xid (PCI:0000:5d:00): 79" in shown.stdout
+    assert "GPU 3, serial 1650, PCI 0000:5d:00.0" in shown.stdout
     assert json.loads(call("incidents", *at, "--json", "show", "3").stdout) == STORY
     controller.answer = []
     assert call("incidents", *at).stdout == "no incidents\n"

@@ -109,6 +109,7 @@ def test_a_healthy_node(worker: Worker) -> None:
     assert seen["gpu.driver_version", ""] == "570.1"
     assert {key[0].removeprefix("gpu."): value for key, value in seen.items() if key[1] == GPUS[1]} == (
         {"uuid": "GPU-1", "serial": "1651", "name": "NVIDIA H100", "vbios": "96.00.89.00.01", "minor": 1}
+        | {"index": 1}
         | {"lost": False, "on_pci": True, "kernel_driver": "nvidia", "recovery_action": "none"}
         | {"ecc_uncorrected": 0, "ecc_aggregate": 0, "sram_threshold": False}
         | {"remap_pending": False, "remap_failed": False}

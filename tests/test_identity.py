@@ -1,60 +1,84 @@
-"""A finding names its device in every way that helps to find it."""
+"""A finding says by what a technician finds its device."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_health.identity import NAMES, learn, named, recall
+from slurm_health.identity import PARTS, WORDS, hardware, learn, named, recall, words
 from slurm_health.model import Finding, Reading, Severity
 
 GPU, HCA = "0000:5d:00.0", "0000:9a:00.0"
 READINGS = [
     Reading("gpu.serial", GPU, "1650123"),
     Reading("gpu.minor", GPU, 3),
+    Reading("gpu.index", GPU, 2),
+    Reading("gpu.name", GPU, "NVIDIA H100"),
     Reading("gpu.uuid", GPU, "GPU-9a"),
     Reading("infiniband.pci", "mlx5_4/1", HCA),
+    Reading("infiniband.guid", "mlx5_4/1", "a088:c203:0001:009a"),
+    Reading("infiniband.gpu", "mlx5_4/1", GPU),
+    Reading("infiniband.plane", "mlx5_4/1", "2 of 4"),
     Reading("infiniband.state", "mlx5_4/1", "ACTIVE"),
     Reading("nic.pci", "eth1", "0000:a1:00.0"),
+    Reading("nic.mac", "eth1", "02:00:00:00:00:01"),
 ]
+KNOWN = learn({}, READINGS)
 
 
-def finding(device: str, evidence: str = "a line") -> Finding:
-    return Finding("CODE", Severity.CRITICAL, device, "text", evidence)
+def finding(device: str) -> Finding:
+    return Finding("CODE", Severity.CRITICAL, device, "text", "a line")
 
 
-def test_a_device_is_named_in_full() -> None:
-    known = learn({}, READINGS)
-    assert named(finding(GPU), known).evidence == "a line [/dev/nvidia3, GPU-9a, serial 1650123]"
-    assert named(finding("mlx5_4/1"), known).evidence == "a line [PCI 0000:9a:00.0]"
-    assert named(finding(HCA, ""), known).evidence == "[mlx5_4/1]"  # the kernel names the adapter only
-    assert named(finding("eth1"), known).evidence == "a line [PCI 0000:a1:00.0]"
-    for stranger in ("", "0000:00:00.0"):
-        assert named(finding(stranger), known) == finding(stranger)
+def test_a_gpu_a_port_and_an_interface_are_named_in_full() -> None:
+    gpu = {"gpu": 2, "model": "NVIDIA H100", "uuid": "GPU-9a", "serial": "1650123", "minor": 3, "pci": GPU}
+    port = {"hca": "mlx5_4", "port": 1, "guid": "a088:c203:0001:009a", "beside": GPU, "plane": "2 of 4"}
+    assert named(finding(GPU), KNOWN).hardware == gpu
+    assert named(finding("mlx5_4/1"), KNOWN).hardware == {**port, "pci": HCA}
+    assert named(finding("eth1"), KNOWN).hardware == {
+        "interface": "eth1", "mac": "02:00:00:00:00:01", "pci": "0000:a1:00.0"
+    }  # fmt: skip
+    assert named(finding(GPU), KNOWN).evidence == "a line"
 
 
-def test_what_stands_in_the_evidence_is_not_repeated() -> None:
-    known = learn({}, READINGS)
-    assert named(finding(GPU, "GPU-9a does not answer"), known).evidence == (
-        "GPU-9a does not answer [/dev/nvidia3, serial 1650123]"
+def test_people_read_the_same_in_a_line() -> None:
+    assert words(hardware(GPU, KNOWN)) == (
+        "GPU 2, NVIDIA H100, GPU-9a, serial 1650123, /dev/nvidia3, PCI 0000:5d:00.0"
     )
-    place = learn(known, [Reading("infiniband.place", "mlx5_4/1", f"PCI {HCA}, GUID 00aa, GPU 3")])
-    assert named(finding("mlx5_4/1"), place).evidence == f"a line [PCI {HCA}, GUID 00aa, GPU 3]"
+    assert words(hardware("mlx5_4/1", KNOWN)) == (
+        f"HCA mlx5_4, port 1, GUID a088:c203:0001:009a, plane 2 of 4, beside GPU {GPU}, PCI {HCA}"
+    )
+
+
+def test_an_address_stands_for_all_that_sits_there() -> None:
+    """The kernel names the adapter only."""
+    both = learn(KNOWN, [Reading("nic.pci", "eth4", HCA), Reading("infiniband.pci", "mlx5_4/2", HCA)])
+    there = hardware(HCA, both)
+    assert (there["hca"], there["port"], there["interface"], there["pci"]) == ("mlx5_4", "1 2", "eth4", HCA)
+
+
+def test_what_was_never_told_is_absent() -> None:
+    for stranger in ("", "mc0", "nvme0n1"):
+        assert hardware(stranger, KNOWN) == {}
+    assert hardware("0000:00:00.0", KNOWN) == {"pci": "0000:00:00.0"}
+    assert words({}) == ""
 
 
 def test_a_lost_gpu_keeps_its_names_and_another_in_its_place_has_its_own() -> None:
-    known = learn({}, READINGS)
-    assert learn(known, [Reading("gpu.lost", GPU, True)]) is known
-    assert learn(known, READINGS) is known
-    other = learn(known, [Reading("gpu.uuid", GPU, "GPU-b7")])
-    assert named(finding(GPU), other).evidence == "a line [GPU-b7]"
-    assert other["eth1"] == known["eth1"]
+    assert learn(KNOWN, [Reading("gpu.lost", GPU, True)]) is KNOWN
+    assert learn(KNOWN, READINGS) is KNOWN
+    other = learn(KNOWN, [Reading("gpu.uuid", GPU, "GPU-b7")])
+    assert hardware(GPU, other) == {"uuid": "GPU-b7", "pci": GPU}
+    assert other["eth1"] == KNOWN["eth1"]
 
 
-def test_rubbish_is_no_name() -> None:
+def test_what_an_older_daemon_saved_does_no_harm() -> None:
+    assert hardware("mlx5_4/1", recall({"mlx5_4/1": {"infiniband.place": "PCI 1"}})) == {
+        "hca": "mlx5_4", "port": 1
+    }  # fmt: skip
     for rubbish in (None, [], "x", {"a": 3}, {"a": ["b"]}):
         assert recall(rubbish) == {}
 
 
-NAMED = st.builds(Reading, st.sampled_from([*NAMES, "x.y"]), st.sampled_from(["a", "b"]), st.integers(0, 2))
+NAMED = st.builds(Reading, st.sampled_from([*PARTS, "x.y"]), st.sampled_from(["a", "b"]), st.integers(0, 2))
 
 
 @given(st.lists(NAMED))
@@ -62,3 +86,4 @@ def test_learning_is_settled_at_once(readings: list[Reading]) -> None:
     unique = list({(one.name, one.device): one for one in readings}.values())
     known = learn({}, unique)
     assert learn(known, unique) is known
+    assert hardware("a", known).keys() <= WORDS.keys()

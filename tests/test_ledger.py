@@ -509,6 +509,14 @@ def test_stories_are_newest_first_and_bounded(ledger: Ledger) -> None:
     assert ledger.stories(job=4712, every=True) == []
 
 
+def test_the_hardware_of_an_incident_is_what_was_last_seen_there(ledger: Ledger) -> None:
+    ledger.take(report(replace(XID, hardware={"gpu": 3, "serial": "1650"})), T)
+    ledger.take(report(replace(XID, moment="b/2")), T + 1)  # not told: an older daemon
+    assert ledger.stories()[0]["hardware"] == {"gpu": 3, "serial": "1650"}
+    ledger.take(report(replace(XID, moment="b/3", hardware={"gpu": 3, "serial": "1651"})), T + 2)
+    assert ledger.stories()[0]["hardware"] == {"gpu": 3, "serial": "1651"}
+
+
 # -- crashes and broken disks
 
 
@@ -1021,6 +1029,7 @@ def test_a_ledger_of_the_first_release_is_brought_up_to_date_with_all_it_holds(f
     ledger = Ledger(url(file))
     test_the_migrations_make_what_the_code_expects(ledger)
     assert (only(ledger).code, only(ledger).moment) == ("GPU_XID_79", "b/1")
+    assert ledger.stories()[0]["hardware"] == {}
     ledger.engine.dispose()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_health import rules
+from slurm_health import identity, rules
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
 from slurm_health.host import Host
 from slurm_health.model import Report, Severity
@@ -223,6 +223,7 @@ def test_the_finding_names_gpu_and_guid(node: Node) -> None:
         for one in expect(node.known, Expectations(), report)
         if one.name == "infiniband.down" and one.value
     ]
-    assert down.evidence == (
-        "state DOWN, Polling (GPU 0000:2a:00.0, PCI 0000:2b:00.0, GUID a088:c203:0001:002b)"
+    assert down.evidence == "state DOWN, Polling"
+    assert identity.words(identity.hardware(down.device, identity.learn({}, report.readings))) == (
+        "HCA mlx5_1, port 1, GUID a088:c203:0001:002b, beside GPU 0000:2a:00.0, PCI 0000:2b:00.0"
     )

@@ -59,7 +59,6 @@ def test_a_port_as_it_is(tmp_path: Path) -> None:
         ("infiniband.rate", "mlx5_4/1"): 400.0,
         ("infiniband.link_layer", "mlx5_4/1"): "InfiniBand",
         ("infiniband.pci", "mlx5_4/1"): "0000:18:00.0",
-        ("infiniband.place", "mlx5_4/1"): "PCI 0000:18:00.0",
         ("nic.listed", ""): 0,
     }
 

@@ -216,7 +216,8 @@ def test_a_process_that_outlives_its_job_is_told_with_whose_it_is_until_it_ends(
     wait(lambda: "GPU_LEFTOVER_PROCESS" in controller.codes)
     found = next(one for report in controller.reports for one in report.opened)
     assert (found.device, found.severity, found.job) == ("0000:2a:00.0", Severity.WARNING, Urgency.NONE)
-    assert found.evidence.startswith("pid 77 (python3) of uid 1000, job 7 [")
+    assert found.evidence == "pid 77 (python3) of uid 1000, job 7"
+    assert found.hardware["gpu"] == 1
     daemon.machine.clear()
     daemon.wait_for("ok")
 
@@ -614,7 +615,8 @@ def test_a_lost_gpu_is_named_over_a_restart(tmp_path: Path) -> None:
     for again in daemon_in(tmp_path, ""):
         again._judge([Reading("kernel.xid", gpu, 79, "NVRM: gone", "b/9", time.time())])
         [found] = again.compose().opened
-        assert found.evidence == "NVRM: gone [/dev/nvidia3, GPU-9a, serial 1650]"
+        assert found.evidence == "NVRM: gone"
+        assert found.hardware == {"uuid": "GPU-9a", "serial": "1650", "minor": 3, "pci": gpu}
 
 
 def test_a_probe_that_does_not_come_back_is_a_finding(here: NodeDaemon) -> None:

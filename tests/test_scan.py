@@ -41,7 +41,7 @@ def test_a_machine_with_nothing(tmp_path: Path) -> None:
 
 
 def test_the_contract_of_json(tmp_path: Path) -> None:
-    nodes.port(tmp_path, "mlx5_0", state="1: DOWN")
+    nodes.port(tmp_path, "mlx5_0", state="1: DOWN", pci="0000:18:00.0")
     nodes.nic(tmp_path, "eth0")
     kmsg(tmp_path, XID.format(79))
     result = json.loads(json.dumps(scan(Host(tmp_path), Expectations(ib_ports=1), BOOK, NO_LIBRARY).json()))
@@ -51,7 +51,9 @@ def test_the_contract_of_json(tmp_path: Path) -> None:
         ("GPU_XID_79", "critical", "0000:3b:00.0"),
         ("IB_PORT_DOWN", "critical", "mlx5_0/1"),
     ]
-    assert all(set(one) == {"code", "severity", "device", "text", "evidence"} for one in result["findings"])
+    keys = {"code", "severity", "device", "text", "evidence", "hardware"}
+    assert all(set(one) == keys for one in result["findings"])
+    assert result["findings"][1]["hardware"] == {"hca": "mlx5_0", "port": 1, "pci": "0000:18:00.0"}
     probes = ["kernel", "gpu", "infiniband", "nic", "disk", "memory", "pcie", "system"]
     assert [one["probe"] for one in result["reports"]] == probes
     assert all(set(one) == {"probe", "seconds", "readings", "error"} for one in result["reports"])

@@ -497,12 +497,13 @@ async def test_an_ordinary_user_sees_the_own_jobs_only(tmp_path: Path) -> None:
 @asynchronous
 async def test_the_shape_of_an_incident(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
-        here.ledger.take(NodeReport("n1", opened=(XID,)), T + 1)
+        here.ledger.take(NodeReport("n1", opened=(replace(XID, hardware={"gpu": 3}),)), T + 1)
         here.ledger.touch(here.ledger.open_incidents()[0], Job(7, "7_2", "RUNNING", uid=ALICE), 1, T, T)
         [story] = await here.get("/v1/incidents")
         assert (story["id"], story["node"], story["code"], story["device"]) == (
             1, "n1", "GPU_XID_79", "0000:5d:00.0")  # fmt: skip
         assert (story["severity"], story["job"], story["state"]) == ("critical", "now", "open")
+        assert story["hardware"] == {"gpu": 3}
         assert (story["since"], story["cleared"], story["closed"]) == (iso(T), None, None)
         [job] = story["jobs"]
         assert (job["job"], job["id"], job["restarts"], job["refused"]) == ("7_2", 7, 1, iso(T))

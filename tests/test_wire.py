@@ -34,6 +34,7 @@ FOUND = Finding(
     1_700_000_000.25,
     "6f1c/4711",
     False,
+    {"gpu": 3, "uuid": "GPU-9a", "pci": "0000:5d:00.0"},
 )
 REPORT = NodeReport(
     node="n1",
@@ -83,7 +84,7 @@ NAMES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_si
 MOMENTS = st.floats(0, 2e9)
 FINDINGS = st.builds(
     Finding, NAMES, st.sampled_from(Severity), PRINTABLE, PRINTABLE, PRINTABLE, st.sampled_from(Urgency),
-    MOMENTS, NAMES, st.booleans(),
+    MOMENTS, NAMES, st.booleans(), st.dictionaries(NAMES, PRINTABLE | st.integers(0, 10**9), max_size=3),
 )  # fmt: skip
 CARDS = st.builds(
     Card, st.integers(1, 2**32 - 1), st.integers(0, 9), st.integers(0, 2**32 - 1),
@@ -179,6 +180,13 @@ MALFORMED = {
     "urgency is null": found(job=None),
     "long evidence": found(evidence="x" * 1001),
     "line feed in evidence": found(evidence="a\nb"),
+    "hardware is text": found(hardware="GPU 3"),
+    "hardware is a list": found(hardware=["GPU 3"]),
+    "hardware holds a table": found(hardware={"gpu": {}}),
+    "hardware is true": found(hardware={"gpu": True}),
+    "hardware is below zero": found(hardware={"gpu": -1}),
+    "line feed in hardware": found(hardware={"serial": "1\n2"}),
+    "too much hardware": found(hardware={str(n): n for n in range(33)}),
     "since is far away": found(since=1e14),
     "since is before the epoch": found(since=-1e14),
     "sent is huge": b'{"node": "n1", "sent": 1' + b"0" * 400 + b"}",
@@ -236,6 +244,7 @@ KEYS = [
     "since",
     "moment",
     "lasting",
+    "hardware",
     "restarts",
     "uid",
     "devices",

@@ -154,6 +154,7 @@ class Ledger(Store):
                 "seen": now,
                 "cleared": 0.0,
                 "moment": found.moment,
+                "hardware": found.hardware or same.hardware,  # another part may sit there now
             }
             if found.severity > same.severity:
                 changes |= {"severity": int(found.severity), "job": str(found.job), "text": found.text}
@@ -174,6 +175,7 @@ class Ledger(Store):
                     seen=now,
                     lasting=found.lasting,
                     moment=found.moment,
+                    hardware=found.hardware,
                 ),
             )
         line = found.evidence if not same or same._mapping["count"] < EVIDENCE else ""

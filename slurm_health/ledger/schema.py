@@ -27,6 +27,7 @@ incidents = sa.Table(
     sa.Column("closed", sa.Float, nullable=False, default=0.0),
     sa.Column("closed_by", sa.Text, nullable=False, default=""),
     sa.Column("held", sa.Text, nullable=False, default=""),
+    sa.Column("hardware", sa.JSON, nullable=False, server_default="{}"),  # what the device is (identity.py)
 )
 sa.Index(
     "one_open_incident_per_fault",

@@ -65,9 +65,9 @@ class InfiniBand:
 
     def look(self, slow: bool = True) -> Iterator[Reading]:
         """How many ports are `infiniband.listed`, and each one's `infiniband.state` ("ACTIVE"), `phys_state`
-        ("LinkUp"), `link_layer` ("InfiniBand"), `pci`, and `place` for people: nearest GPU, PCI address,
-        GUID. With `slow` also `rate` (Gb/s) and the counters of its link layer (`detail` says the width of
-        those that stop at their end: "16bit").
+        ("LinkUp"), `link_layer` ("InfiniBand") and `pci`. With `slow` also `rate` (Gb/s), the counters of its
+        link layer (`detail` says the width of those that stop at their end: "16bit"), and where it is:
+        `guid`, the nearest `gpu` (several by blanks), and `plane` ("2 of 4") where several are beside one.
         """
         host = self._host
         adapters = {name: adapter for name in host.names(CLASS) if (adapter := self._adapter(name))}
@@ -81,18 +81,15 @@ class InfiniBand:
         for name, number in ports:
             path = f"{name}/ports/{number}"
             state = self._states[path] = host.text(f"{CLASS}/{path}/state")
-            # several planes (or rails) share a GPU: which one this is
-            peers = [port for port in ports if adapters[port[0]].gpus == adapters[name].gpus]
-            where = _place(adapters[name], peers.index((name, number)) + 1, len(peers))
-            yield from self._port(f"{name}/{number}", f"{CLASS}/{path}", state, adapters[name], where)
+            yield from self._port(f"{name}/{number}", f"{CLASS}/{path}", state, adapters[name])
             if slow:
-                yield from self._slow(f"{name}/{number}", f"{CLASS}/{path}", where)
+                peers = [port for port in ports if adapters[port[0]].gpus == adapters[name].gpus]
+                yield from _place(f"{name}/{number}", adapters[name], peers.index((name, number)), len(peers))
+                yield from self._slow(f"{name}/{number}", f"{CLASS}/{path}")
         if self._states != before:
             self._rest = 0
 
-    def _port(
-        self, device: str, folder: str, state: str | None, adapter: Adapter, where: str
-    ) -> Iterator[Reading]:
+    def _port(self, device: str, folder: str, state: str | None, adapter: Adapter) -> Iterator[Reading]:
         for fact, text in (("state", state), ("phys_state", self._host.text(f"{folder}/phys_state"))):
             if word := _word(text):
                 yield Reading(f"infiniband.{fact}", device, word)
@@ -100,10 +97,8 @@ class InfiniBand:
             yield Reading("infiniband.link_layer", device, layer)
         if adapter.pci:
             yield Reading("infiniband.pci", device, adapter.pci)
-        if where:
-            yield Reading("infiniband.place", device, where)
 
-    def _slow(self, device: str, folder: str, where: str) -> Iterator[Reading]:
+    def _slow(self, device: str, folder: str) -> Iterator[Reading]:
         if (rate := _rate(self._host.text(f"{folder}/rate"))) is not None:
             yield Reading("infiniband.rate", device, rate)
         ethernet = self._host.text(f"{folder}/link_layer") == "Ethernet"
@@ -114,8 +109,7 @@ class InfiniBand:
                 continue
             bits = 0 if ethernet else COUNTERS[name]
             detail = f"{bits}bit" if count < 1 << bits else ""
-            evidence = f"{name} {count}" + (f" ({where})" if where else "")
-            yield Reading(f"infiniband.{name}", device, count, evidence, detail=detail)
+            yield Reading(f"infiniband.{name}", device, count, f"{name} {count}", detail=detail)
 
     def _adapter(self, name: str) -> Adapter | None:
         """None for a device that is left alone. Looked into once: product data take a while to read."""
@@ -145,15 +139,14 @@ def _nearest(chain: tuple[str, ...], gpus: dict[str, tuple[str, ...]]) -> tuple[
     return tuple(sorted(gpu for gpu, length in shared.items() if length == most and most))
 
 
-def _place(adapter: Adapter, plane: int, planes: int) -> str:
-    """Where a technician finds it."""
-    words = []
-    if len(adapter.gpus) == 1:
-        words.append(f"GPU {adapter.gpus[0]}" + (f" plane {plane} of {planes}" if planes > 1 else ""))
-    elif adapter.gpus:
-        words.append(f"GPUs {' '.join(adapter.gpus)}")
-    words += [f"PCI {adapter.pci}"] * bool(adapter.pci) + [f"GUID {adapter.guid}"] * bool(adapter.guid)
-    return ", ".join(words)
+def _place(device: str, adapter: Adapter, plane: int, planes: int) -> Iterator[Reading]:
+    """Where a technician finds it. Several planes (or rails) share a GPU: which one this is."""
+    if adapter.guid:
+        yield Reading("infiniband.guid", device, adapter.guid)
+    if adapter.gpus:
+        yield Reading("infiniband.gpu", device, " ".join(adapter.gpus))
+    if len(adapter.gpus) == 1 and planes > 1:
+        yield Reading("infiniband.plane", device, f"{plane + 1} of {planes}")
 
 
 def _word(text: str | None) -> str | None:

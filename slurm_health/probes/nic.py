@@ -20,6 +20,7 @@ RESTLESS = 60  # glances that still see everything after something changed
 ERRORS = ("rx_crc_errors", "rx_errors", "tx_errors")
 # phys_port_name of a port that stands for another's virtual function (Documentation/networking/switchdev.rst)
 REPRESENTOR = re.compile(r"(c\d+)?pf\d+((vf|sf)\d+)?")
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 class Nic:
@@ -43,7 +44,7 @@ class Nic:
     def look(self, slow: bool = True) -> Iterator[Reading]:
         """Each port's `nic.up` (by its admin), `nic.carrier`, `nic.pci`, and where it is in a bond
         `nic.master`, the bond's name, and `nic.bond`, whether that has a carrier. With `slow` also
-        `nic.speed` (Mb/s), `nic.carrier_downs` (how often it lost its link) and error counts; and
+        `nic.mac`, `nic.speed` (Mb/s), `nic.carrier_downs` (how often it lost its link) and error counts; and
         `nic.on_pci` for each Ethernet controller, and how many are `nic.listed`.
         """
         host = self._host
@@ -64,7 +65,7 @@ class Nic:
             if pci := host.link(f"{folder}/device"):
                 yield Reading("nic.pci", name, pci)
             if slow:
-                yield from self._slow(name, folder, pci)
+                yield from self._slow(name, folder)
         if self._links != before:
             self._rest = 0
         if slow:
@@ -76,19 +77,22 @@ class Nic:
     def _link(self, name: str) -> tuple[str | None, str | None]:
         return self._host.text(f"{CLASS}/{name}/flags"), self._host.text(f"{CLASS}/{name}/carrier")
 
-    def _slow(self, name: str, folder: str, pci: str | None) -> Iterator[Reading]:
+    def _slow(self, name: str, folder: str) -> Iterator[Reading]:
         host = self._host
+        # in a bond all its ports show the address of one
+        mac = host.text(f"{folder}/bonding_slave/perm_hwaddr") or host.text(f"{folder}/address") or ""
+        if MAC.fullmatch(mac):
+            yield Reading("nic.mac", name, mac)
         if (speed := host.number(f"{folder}/speed")) is not None and 0 < speed < 2**31 - 1:
             yield Reading("nic.speed", name, speed)
-        where = f" (PCI {pci})" if pci else ""
         downs = host.number(f"{folder}/carrier_down_count")
         if downs is None and (changes := host.number(f"{folder}/carrier_changes")) is not None:
             downs = changes // 2  # Linux before 4.16
         if downs is not None:
-            yield Reading("nic.carrier_downs", name, downs, f"lost its link {downs} times since boot{where}")
+            yield Reading("nic.carrier_downs", name, downs, f"lost its link {downs} times since boot")
         for counter in ERRORS:
             if (count := host.number(f"{folder}/statistics/{counter}")) is not None:
-                yield Reading(f"nic.{counter}", name, count, f"{counter} {count}{where}")
+                yield Reading(f"nic.{counter}", name, count, f"{counter} {count}")
 
     def _plug(self, name: str) -> bool:
         """Whether it is a physical port; told once for each device."""

@@ -56,6 +56,8 @@ def test_xid_79_drains_the_node_and_its_job_runs_elsewhere(cluster, kill):
     [incident] = cluster.of_this_test(cluster.health_json("incidents", "list", "--node", broken))
     assert before["worst"] == "ok"
     assert (incident["node"], incident["device"], incident["severity"]) == (broken, device, "critical")
+    assert (incident["hardware"]["gpu"], incident["hardware"]["pci"]) == (3, device)
+    assert incident["hardware"]["serial"]
     [line] = incident["evidence"]
     assert line["line"].startswith(f"NVRM: Xid (PCI:{device[:-2]}): 79, ")
     [victim] = incident["jobs"]

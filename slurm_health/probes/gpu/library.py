@@ -72,7 +72,7 @@ class Library:
         if board is None:
             board = self.boards[place] = Board(self.nvml, handle)
         self.known[index] = board.device
-        return board.read()
+        return [("gpu.index", board.device, index, "", 0), *board.read()]
 
     def _end(self) -> None:
         """Start anew with the next question: an initialised NVML never sees a driver that came back."""
