@@ -180,7 +180,12 @@ def dated(
     boot: float,
     ranks: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Card:
-    """The card for the wire: times in seconds since the epoch, `boot` being the epoch at uptime 0."""
+    """The card for the wire: times in seconds since the epoch, `boot` being the epoch at uptime 0.
+
+    That its prolog was told of no GPU does not mean that a job has none: slurmctld 22.05 can forget them
+    right after it was killed and started anew. Such a job holds those that its processes were seen on.
+    """
+    ranks = ranks or {}
 
     def epoch(at: float) -> float:
         return boot + at if at else 0.0
@@ -189,11 +194,11 @@ def dated(
         job=card.job,
         restarts=card.restarts,
         uid=card.uid,
-        devices=devices,
+        devices=tuple(ranks) if devices == () else devices,
         started=epoch(card.uptime),
         ended=epoch(card.ended),
         refused=epoch(card.refused),
-        ranks=ranks or {},
+        ranks=ranks,
         asked=card.asked,
     )
 

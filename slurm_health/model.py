@@ -113,7 +113,8 @@ class Wish:
 class Card:
     """A job as its prolog noted it on one node (see prolog/slurm-health.sh). Times are epoch seconds.
 
-    `devices` holds the PCI addresses of the job's GPUs, or None where they cannot be told (never guessed).
+    `devices` holds the PCI addresses of the job's GPUs, or None where they cannot be told (never guessed); of
+    a job whose prolog was told of none, those that its processes were seen on.
     `ended` and `refused` are 0 until they happen. `ranks` says which ranks of the job were last seen on which
     device, also when it or they are gone; a device on which none was ever seen is not in it. `asked`: what
     its owner asks by our options of sbatch.

@@ -258,6 +258,18 @@ def test_what_has_not_happened_has_no_time() -> None:
     assert (card.ended, card.refused) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [((), ("0000:5d:00.0",)), (("0000:18:00.0",), ("0000:18:00.0",)), (None, None)],
+    ids=["told of none", "told", "unknown"],
+)
+def test_whose_prolog_was_told_of_no_gpu_holds_what_it_is_seen_on(
+    held: tuple[str, ...] | None, expected: tuple[str, ...] | None
+) -> None:
+    assert dated(CARD, held, 0.0, {"0000:5d:00.0": (0,)}).devices == expected
+    assert dated(CARD, held, 0.0).devices == held
+
+
 GPU = "0000:3b:00.0"
 
 

@@ -78,13 +78,15 @@ code = "GPU_DRIVER_FAILED"
 clear = "0s"
 """
 
-# A site's own prolog, which runs before ours and takes its time while the node's file `hold` is there.
+# A site's own prolog, which runs before ours and takes its time while the node's file `hold` is there; while
+# `untold` is, Slurm says nothing of GPUs to it, as 22.05 does now and then after slurmctld was killed.
 SITE_PROLOG = """\
 #!/bin/sh
 while [ -e {folder}/nodes/$SLURMD_NODENAME/hold ]; do
     : > {folder}/nodes/$SLURMD_NODENAME/held
     /bin/sleep 0.05
 done
+[ -e {folder}/nodes/$SLURMD_NODENAME/untold ] && unset SLURM_JOB_GPUS
 . {folder}/etc/prolog
 """
 
@@ -320,7 +322,7 @@ class Cluster:
         """All daemons run, no job, no fault, no pause, no open incident; each node is idle and says `ok`."""
         self.configure("")
         for name in self.names:
-            for file in ("hold", "held"):
+            for file in ("hold", "held", "untold"):
                 (self.box.layout.node(name) / file).unlink(missing_ok=True)
         for daemon in self.box.status()["daemons"]:
             if daemon["alive"]:
