@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ClusterShell.NodeSet import NodeSet, NodeSetException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from slurm_health import duration, rules
 
 DEFAULT_PATH = Path("/etc/slurm-health/config.toml")
 PCIE = re.compile(r"(?:(\d+(?:\.\d+)?) GT/s )?x(\d+)")
+RECIPIENT = re.compile(r"[\w.+][\w.+-]*(@[\w.-]+)?", re.ASCII)
+WEBHOOK = re.compile(r"https?://[^\s/@]+(/\S*)?", re.ASCII)
 DEFAULT_PORT = 6821  # Slurm's own daemons have 6817 to 6820
 
 
@@ -31,12 +41,12 @@ class ConfigError(Exception):
         self.mistakes = mistakes
 
 
-def _address(text: str) -> str:
+def _address(text: str, default: int = DEFAULT_PORT) -> str:
     host, colon, port = text.rpartition(":")
     if not colon:
-        host, port = text, str(DEFAULT_PORT)
+        host, port = text, str(default)
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"write host:port, such as slurmctl:6821, not {text!r}")
+        raise ValueError(f"write host:port, such as slurmctl:{default}, not {text!r}")
     return f"{host}:{port}"
 
 
@@ -49,6 +59,18 @@ def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _recipient(text: str) -> str:
+    if not RECIPIENT.fullmatch(text):
+        raise ValueError("write an address, such as ops@site.example, or a local user's name")
+    return text
+
+
+def _webhook(text: str) -> str:
+    if text and not WEBHOOK.fullmatch(text):
+        raise ValueError("write its address, such as https://chat.site.example/hooks/{token}")
+    return text
 
 
 def _hostlist(text: str) -> str:
@@ -136,6 +158,36 @@ class Resume(Section):
     )
 
 
+class Notify(Section):
+    """Who is told of what happens, besides the jobs' owners."""
+
+    mail: tuple[Annotated[str, AfterValidator(_recipient)], ...] = Field((), description="addresses")
+    mail_from: Annotated[str, AfterValidator(lambda text: text and _recipient(text))] = Field(
+        "", description="empty: slurm-health at the controller's host"
+    )
+    smtp: Annotated[str, AfterValidator(lambda text: _address(text, 25))] = Field(
+        "localhost:25", description="the host that takes the mail"
+    )
+    webhook: Annotated[str, AfterValidator(_webhook)] = Field(
+        "", description="gets a POST of JSON; {token} stands for what is in token_file"
+    )
+    token_file: str = Field("", description="a secret, sent as a bearer token unless it is in the address")
+    events: tuple[Literal["incident", "drain", "resume", "requeue", "ran", "hold", "help"], ...] = Field(
+        ("drain", "requeue", "ran", "hold", "help"),
+        description="help: what needs a person; ran: a job runs again; resume: a node serves again",
+    )
+    severity: Literal["warning", "critical"] = Field(
+        "critical", description='how bad a fault must be that "incident" tells'
+    )
+    gather: Seconds = Field(60.0, description="so long is gathered what goes into one message")
+
+    @model_validator(mode="after")
+    def _token(self) -> Notify:
+        if "{token}" in self.webhook and not self.token_file:
+            raise ValueError("webhook names a {token}, and no token_file says where it is")
+        return self
+
+
 class Slurm(Section):
     backend: Literal["auto", "pyslurm", "commands"] = Field(
         "auto", description="auto: pyslurm where it is for the running release, else Slurm's commands"
@@ -205,6 +257,7 @@ class Config(Section):
     budget: Budget = Budget()
     requeue: Requeue = Requeue()
     resume: Resume = Resume()
+    notify: Notify = Notify()
     slurm: Slurm = Slurm()
     ledger: Ledger = Ledger()
     probes: Probes = Probes()

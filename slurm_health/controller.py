@@ -26,6 +26,7 @@ from slurm_health.outage import Outage
 from slurm_health.policy import Do
 from slurm_health.rescue import Fault, Rescue
 from slurm_health.silence import Silence
+from slurm_health.sinks.notify import Notify
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
 from slurm_health.wire import HEARTBEAT, Decision, Malformed, NodeReport
 
@@ -79,6 +80,7 @@ class Controller:
         self.cards: dict[str, tuple[Card, ...]] = {}
         self.reported: dict[str, tuple[float, str]] = {}  # node -> when, verdict
         self.silence = Silence(config, ledger, slurm, self.rescue, self.outage, self.reported, self.cards)
+        self.notify = Notify(config.notify, ledger, self.outage)
         self.heard: dict[str, tuple[str, int]] = {}  # node -> its daemon's life, number of its last report
         self.decisions: dict[str, Decision] = {}
         self.changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -170,6 +172,7 @@ class Controller:
             group.create_task(self._watch())
             group.create_task(self.rescue.follow())
             group.create_task(self.silence.follow())
+            group.create_task(self.notify.follow())
             group.create_task(self._keep_house())
 
     async def _watch(self) -> None:
@@ -312,7 +315,10 @@ class Controller:
             for one in case.pressing:
                 if one.held != judged.why:
                     log.error("%s: stays in service with incident %d: %s", name, one.id, judged.why)
-                    self.ledger.would(one.id, "drain", name, judged.why, now)
+                    with self.ledger.together():
+                        if self.ledger.would(one.id, "drain", name, judged.why, now):
+                            words = f"{name} stays in service with {one.words}: {judged.why}"
+                            self.ledger.notice("help", one.id, words, now)
             self._hold(case.pressing, judged.why)
             self._decide(name, self._noted(case.pressing))
         return ""

@@ -265,3 +265,20 @@ class Victim:
     signalled: float = 0.0
     comment: str | None = None
     asked: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened and that people are to be told of: `event` says of which kind, `job` whose.
+    `tries`: how often it was about to be sent, last when it was `tried`."""
+
+    id: int
+    at: float
+    event: str
+    severity: Severity
+    incident: int
+    node: str
+    job: str
+    text: str
+    tries: int = 0
+    tried: float = 0.0

@@ -259,13 +259,16 @@ class Rescue:
             for kind in ("requeue", "hold"):
                 if not self.ledger.unsettled(kind, victim.label):
                     continue  # each tenth of a second: no writer's lock for nothing
+                why = self.suspect(victim.job) or self.spent(victim, wish)
                 with self.ledger.together():
                     done = self._conclude(kind, victim, f"restarts={victim.restarts}")
                     if done:
                         self.ledger.victim(victim.id, requeued=victim.requeued or now)
+                        if kind == "hold":
+                            self._notice_held(victim, f"held: it {why}")
                 if done:
                     if kind == "hold":
-                        await self._held(victim, self.suspect(victim.job) or self.spent(victim, wish))
+                        await self._held(victim, why)
                     return True
             if victim.signalled and not victim.requeued:  # by itself, as many scripts do
                 self.ledger.victim(victim.id, requeued=now)
@@ -295,6 +298,8 @@ class Rescue:
             case policy.Wait():
                 return step.hot
             case policy.Settle():
+                if step.outcome.startswith("held"):
+                    self._notice_held(victim, step.outcome)
                 await self._settle(victim, step.outcome)
                 return False
             case policy.Lift():
@@ -386,7 +391,11 @@ class Rescue:
             self.ledger.settle(action, f"not done: {error}", time.time())
             self.ledger.victim(victim.id, tries=victim.tries + 1)
             if victim.tries + 1 >= REFUSALS:
-                await self._settle(victim, f"{kind} refused by Slurm: {error}")
+                why = f"{kind} refused by Slurm: {error}"
+                self.ledger.notice(
+                    "help", victim.incident, f"job {victim.label}: {why}", time.time(), victim.label
+                )
+                await self._settle(victim, why)
             return True
         except SlurmError:
             # Whether a requeue happened will show in the job's restarts; the others are simply sent again.
@@ -403,6 +412,8 @@ class Rescue:
                         victim.id, requeued=now, started=0.0, running=0.0, tries=victim.tries + relaunch
                     )
                     self.ledger.settle(action, "done", now)
+                    if hold:
+                        self._notice_held(victim, f"held: it {hold}")
                 log.warning("job %s: requeued off %s", victim.label, victim.node)
                 await self._brief(victim)
                 if hold:
@@ -524,9 +535,15 @@ class Rescue:
         with self.ledger.together():  # last: what a crash keeps from being told is told then
             for kind in ("release", "start", "tell"):
                 self._conclude(kind, victim, f"restarts={job.restarts}")
+            what = f"job {victim.label} runs again on {where}, {running - victim.since:.1f} s after the fault"
+            self.ledger.notice("ran", victim.incident, what, now, victim.label)
             self.ledger.victim(
                 victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
             )
+
+    def _notice_held(self, victim: Victim, how: str) -> None:
+        what = f"job {victim.label} of uid {victim.uid} is {how}"
+        self.ledger.notice("hold", victim.incident, what, time.time(), victim.label)
 
     async def _held(self, victim: Victim, why: str) -> None:
         await self._settle(victim, f"held: it {why}")

@@ -51,6 +51,7 @@ def status(said: dict[str, Any]) -> str:
         lines.append(f"ledger     cannot be written, so nothing is done: {trouble}")
     if aside := said["ledger"]["aside"]:
         lines.append(f"ledger     a new one was begun: the last was corrupt, it lies in {aside}")
+    lines += [f"{way.ljust(10)} is not sent: {why}" for way, why in said.get("notify", {}).items()]
     for pause in said["pauses"]:
         until = f"until {clock(pause['until'])}" if pause["until"] else "until `slurm-health unpause`"
         lines.append(

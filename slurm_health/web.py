@@ -364,6 +364,7 @@ class Door:
                 "trouble": self.ledger.trouble,
                 "aside": str(self.ledger.aside or ""),
             },
+            "notify": controller.notify.trouble,
             "worst": str(worst),
             "nodes": len(nodes),
             "reporting": len(nodes) - len(silent),

@@ -106,7 +106,9 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
-    seat = below("controller", "rescue", "outage", "standby", "web", "ledger", "migrations", "slurm")
+    seat = below(
+        *("controller", "rescue", "outage", "standby", "web", "ledger", "migrations", "slurm", "sinks.notify")
+    )
     for module in ("node", "link", "spool", "cards", "client", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
     for module in ("controller", "rescue", "standby", "web", *below("ledger")):
@@ -145,7 +147,7 @@ LIBRARIES = {
     "pynvml": {"probes.gpu.library"},
     "sqlalchemy": below("ledger", "migrations"),
     "alembic": {"ledger.store", *below("migrations")},
-    "aiohttp": {"web"},
+    "aiohttp": {"web", "sinks.notify"},
     "click": below("cli"),
     "pydantic": {"config"},
     "pyslurm": {"slurm.worker"},

@@ -35,12 +35,13 @@ from slurm_health.ledger import (
     schema,
     store,
 )
-from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency
+from slurm_health.model import Finding, Hurt, Incident, Job, Notice, Severity, Urgency
 from slurm_health.wire import NodeReport
 
 T = 1_700_000_000.0
 GPU = "0000:5d:00.0"
 XID = Finding("GPU_XID_79", Severity.CRITICAL, GPU, "gone", "NVRM: Xid 79", Urgency.NOW, T, "b/1", False)
+NOTICE = Notice(1, T, "help", Severity.CRITICAL, 1, "n1", "", "look")
 LINK = Finding("IB_PORT_DOWN", Severity.CRITICAL, "mlx5_4/1", "down", "DOWN", Urgency.NOW, T, "b/IB/1", True)
 
 
@@ -1062,6 +1063,9 @@ CALLS: dict[str, Callable[[Ledger, Incident], object]] = {
     "pause": lambda ledger, _: ledger.pause("", 0.0, "", "alice", T),
     "unpause": lambda ledger, _: ledger.unpause(""),
     "together": lambda ledger, _: ledger_together(ledger),
+    "notice": lambda ledger, _: ledger.notice("help", 1, "look", T),
+    "about to send": lambda ledger, _: ledger.outbox.about_to_send([NOTICE], T),
+    "sent": lambda ledger, _: ledger.outbox.sent([NOTICE]),
 }
 QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "unknown": lambda ledger: ledger.unknown("n1", [LINK.moment]),
@@ -1088,6 +1092,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "pauses": lambda ledger: ledger.pauses(T),
     "stories": lambda ledger: ledger.stories(),
     "stories of a job": lambda ledger: ledger.stories(job=7, every=True),
+    "waiting": lambda ledger: ledger.outbox.waiting("mail"),
     "stories of a node": lambda ledger: ledger.stories(node="n1"),
 }
 
@@ -1122,6 +1127,7 @@ def asked(ledger: Ledger, call: Callable[[], object]) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("name", [*CALLS, *QUESTIONS])
 def test_each_call_is_one_transaction_that_reads_no_whole_table(ledger: Ledger, name: str) -> None:
     """A writer has its lock before it reads what it decides on."""
+    ledger.outbox.ways, ledger.outbox.events = ("mail", "webhook"), ("incident", "requeue", "help")
     ledger.take(report(XID, LINK), T)
     incident = ledger.open_incidents()[0]
     touch(ledger, incident)

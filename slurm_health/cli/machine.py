@@ -13,6 +13,7 @@ import click
 
 from slurm_health.cli.shell import (
     EX_CONFIG,
+    EX_UNAVAILABLE,
     LEVELS,
     Group,
     config_option,
@@ -189,14 +190,27 @@ def config() -> None:
 
 
 @config.command("check")
+@click.option("--notify", is_flag=True, help="Send a test message by each way that [notify] names.")
 @config_option
-def config_check(config_file: str | None) -> None:
+def config_check(notify: bool, config_file: str | None) -> None:
     """Name every mistake with its file and path; exit 78 if there is one."""
     from slurm_health import config
 
-    load_config(config_file)
+    loaded = load_config(config_file)
     file = config.path(config_file)
     click.echo(f"{file}: no mistakes" if file.exists() else f"{file} does not exist: the defaults hold")
+    if notify:
+        import asyncio
+
+        from slurm_health.sinks.notify import test
+
+        outcomes = asyncio.run(test(loaded.notify, hostname()))
+        for way, why in outcomes.items():
+            click.echo(f"{way}: {f'not sent: {why}' if why else 'sent'}", err=bool(why))
+        if not outcomes:
+            raise click.UsageError("[notify] names neither mail nor webhook")
+        if any(outcomes.values()):
+            sys.exit(EX_UNAVAILABLE)
 
 
 @config.command("show")

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from slurm_health.ledger.lease import Lease
+from slurm_health.ledger.outbox import Outbox
 from slurm_health.ledger.schema import actions, evidence, incidents, nodes, pauses, touches, victims
 from slurm_health.ledger.store import RETRY, LedgerError, LedgerLost, Store, WrongLedger, alone
 from slurm_health.model import Finding, Hurt, Incident, Job, Severity, Urgency, Victim
@@ -51,6 +52,7 @@ class Ledger(Store):
 
     def __init__(self, url: str) -> None:
         self.told: dict[str, tuple[str, str, frozenset[str]]] = {}  # node -> what it last said that was new
+        self.outbox = Outbox(self)
         super().__init__(url)
 
     def open(self) -> None:
@@ -178,6 +180,8 @@ class Ledger(Store):
                     hardware=found.hardware,
                 ),
             )
+        if not same or found.severity > same.severity:
+            self.outbox.found(connection, int(number), now)
         line = found.evidence if not same or same._mapping["count"] < EVIDENCE else ""
         connection.execute(
             evidence.insert().values(node=node, moment=found.moment, incident=number, at=since, line=line)
@@ -264,12 +268,13 @@ class Ledger(Store):
             )
 
     def forget(self, before: float) -> None:
-        """Drop incidents closed before then, with all that hangs on them. What stands still is kept: its
-        moment must stay known."""
+        """Drop incidents closed before then, with all that hangs on them, and notices that nobody took since.
+        What stands still is kept: its moment must stay known."""
         with self.transaction() as connection:
             old = sa.select(incidents.c.id).where(incidents.c.closed > 0, incidents.c.closed < before)
             old = old.where(~incidents.c.lasting | (incidents.c.cleared > 0))
             olds = connection.scalars(old).all()
+            self.outbox.forget(connection, before)
             for start in range(0, len(olds), 500):
                 some = olds[start : start + 500]
                 gone = connection.scalars(sa.select(victims.c.id).where(victims.c.incident.in_(some))).all()
@@ -296,6 +301,8 @@ class Ledger(Store):
     def settle(self, action: int, outcome: str, now: float) -> None:
         with self.transaction() as connection:
             _update(connection, actions, action, done=now, outcome=outcome)
+            if outcome == "done":
+                self.outbox.done(connection, action, now)
 
     def unsettled(self, kind: str, target: str) -> list[Any]:
         """Acts that were intended and whose outcome is not known: a crash came in between."""
@@ -311,8 +318,8 @@ class Ledger(Store):
         with self.transaction(write=False) as connection:
             return _attempts(connection, kind, since)
 
-    def would(self, incident: int, kind: str, target: str, why: str, now: float) -> None:
-        """Write down once what would have been done, and why it is not."""
+    def would(self, incident: int, kind: str, target: str, why: str, now: float) -> bool:
+        """Write down once what would have been done, and why it is not; whether that was news."""
         with self.transaction() as connection:
             told = connection.scalar(
                 sa.select(actions.c.id).filter_by(incident=incident, kind=kind, target=target)
@@ -328,6 +335,7 @@ class Ledger(Store):
                         outcome=f"not done: {why}",
                     )
                 )
+            return not told
 
     def drained_since(self, then: float, under_way: bool = False) -> set[str]:
         """The nodes that we drained since then, back or not; or those whose drain is not settled, of any
@@ -504,6 +512,14 @@ class Ledger(Store):
             return list(
                 connection.execute(sa.select(pauses).where((pauses.c.ends == 0) | (pauses.c.ends > now)))
             )
+
+    # What people are told unasked
+
+    def notice(self, event: str, incident: int, text: str, now: float, job: str = "") -> None:
+        """Have it told that this happened, of the fault of an incident."""
+        if self.outbox.ways:
+            with self.transaction() as connection:
+                self.outbox.put(connection, event, incident, text, now, job)
 
     # Stories, for people
 

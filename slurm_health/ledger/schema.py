@@ -146,3 +146,21 @@ leases = sa.Table(
     sa.Column("life", sa.String(32), nullable=False),  # names one run of it
     sa.Column("until", sa.Float, nullable=False),  # seconds since the epoch, by the database's clock
 )
+
+# What is still to be told, a row for each way it goes, gone when it was sent; see outbox.py.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("way", sa.String(12), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("event", sa.String(12), nullable=False),
+    sa.Column("severity", sa.Integer, nullable=False),
+    sa.Column("incident", sa.Integer, nullable=False),
+    sa.Column("node", sa.String(256), nullable=False),
+    sa.Column("job", sa.String(64), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("tried", sa.Float, nullable=False, default=0.0),  # when it was last about to be sent
+)
+sa.Index("ix_notices_way_at", notices.c.way, notices.c.at)
