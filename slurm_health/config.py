@@ -225,6 +225,20 @@ class Probes(Section):
 class Links(Section):
     ports: int | None = Field(None, ge=0)
     gbps: float | None = Field(None, gt=0)
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description='Gb/s of ports that differ, by name or pattern: { "mlx5_[89]/1" = 200 }'
+    )
+
+
+class Gpu(Section):
+    """What each GPU is."""
+
+    model: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_listed),
+        Field(description='what NVML calls it, or a pattern: "NVIDIA H100*"; several: any of them'),
+    ] = ()
+    memory: float | None = Field(None, gt=0, description="GiB")
 
 
 class Nodes(Section):
@@ -232,6 +246,7 @@ class Nodes(Section):
 
     match: Annotated[str, AfterValidator(_hostlist)]
     gpus: int | None = Field(None, ge=0)
+    gpu: Gpu = Gpu()
     infiniband: Links = Links()
     nics: Links = Links()
     pcie: dict[str, Annotated[str, AfterValidator(_pcie)]] = Field(
@@ -265,11 +280,10 @@ class Config(Section):
     rule: tuple[dict[str, Any], ...] = ()
 
     def expected(self, node: str) -> dict[str, Any]:
-        """What the [[nodes]] sections together say of one node: gpus, ib_ports, ib_gbps, nic_ports,
-        nic_gbps, memory (None where nothing is said), pcie, services and ignore."""
-        merged: dict[str, Any] = dict.fromkeys(
-            ("gpus", "ib_ports", "ib_gbps", "nic_ports", "nic_gbps", "memory")
-        )
+        """What the [[nodes]] sections together say of one node, as baseline.Expectations names it."""
+        merged: dict[str, Any] = {}
+        ib_rates: dict[str, float] = {}
+        nic_rates: dict[str, float] = {}
         pcie: dict[str, tuple[int, float]] = {}
         services: tuple[str, ...] = ()
         ignore: tuple[str, ...] = ()
@@ -278,6 +292,8 @@ class Config(Section):
                 continue
             said = {
                 "gpus": section.gpus,
+                "gpu_models": section.gpu.model or None,
+                "gpu_memory": section.gpu.memory,
                 "ib_ports": section.infiniband.ports,
                 "ib_gbps": section.infiniband.gbps,
                 "nic_ports": section.nics.ports,
@@ -285,10 +301,13 @@ class Config(Section):
                 "memory": section.memory,
             }
             merged |= {key: value for key, value in said.items() if value is not None}
+            ib_rates |= section.infiniband.rates
+            nic_rates |= section.nics.rates
             pcie |= {address: _pcie_link(words) for address, words in section.pcie.items()}
             services += section.services
             ignore += section.ignore
-        return merged | {"pcie": pcie, "services": services, "ignore": ignore}
+        rates = {"ib_rates": ib_rates, "nic_rates": nic_rates}
+        return {**merged, **rates, "pcie": pcie, "services": services, "ignore": ignore}
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

@@ -233,8 +233,7 @@ ignore = ["eth7"]
 pcie = { "0000:17:00.0" = "16 GT/s x8" }
 services = ["nvidia-fabricmanager"]
 """
-UNSAID = ("gpus", "ib_ports", "ib_gbps", "nic_ports", "nic_gbps", "memory")
-NOTHING = dict.fromkeys(UNSAID) | {"pcie": {}, "services": (), "ignore": ()}
+NOTHING: dict[str, Any] = {"ib_rates": {}, "nic_rates": {}, "pcie": {}, "services": (), "ignore": ()}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from slurm_health import config, rules
-from slurm_health.baseline import Baseline, Expectations, learn, section
+from slurm_health.baseline import Baseline, Expectations, learn
+from slurm_health.expected import section
 from slurm_health.host import Host
 from slurm_health.replay import replay
 from slurm_health.scan import scan

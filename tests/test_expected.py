@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_health import config
+from slurm_health.baseline import Baseline, Expectations, expect, learn
 from slurm_health.cli import main
-from slurm_health.expected import merge, render
+from slurm_health.expected import merge, render, section
+from slurm_health.model import Reading, Report, Value
 from slurm_health.sandbox.hardware import Machine
 
 HAS = {
@@ -32,7 +34,7 @@ def test_a_node_that_lacks_something_is_told() -> None:
     assert [one["match"] for one in tomllib.loads(text)["nodes"]] == ["gpu[1-2]", "gpu3"]
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "# gpu3: gpus is 7, elsewhere 8",
-        "# gpu3: infiniband.gbps is 200.0, elsewhere 400.0",
+        "# gpu3: infiniband.gbps is 200, elsewhere 400",
         '# gpu3: pcie."0000:17:00.0" is none, elsewhere "32 GT/s x16"',
     ]
 
@@ -73,3 +75,97 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert "no output of `config generate`" in generate(*map(str, files)).output
     files[0].write_text('[[nodes]]\nmatch = "n1"\ngpsu = 8\n')
     assert "gpsu" in generate(*map(str, files)).output
+
+
+# -- one node
+
+
+def told(*reports: Report) -> str:
+    learned = Baseline()
+    for one in reports:
+        learned, _ = learn(learned, one)
+    return section(learned, "n1")
+
+
+def port(device: str, rate: float, layer: str = "InfiniBand") -> list[Reading]:
+    facts: dict[str, Value] = {"state": "ACTIVE", "phys_state": "LinkUp", "rate": rate, "link_layer": layer}
+    return [Reading(f"infiniband.{name}", device, value) for name, value in facts.items()]
+
+
+def gpu(number: int, name: str, memory: float) -> list[Reading]:
+    facts: dict[str, Value] = {"uuid": f"GPU-{number}", "lost": False, "name": name, "memory_total": memory}
+    return [Reading(f"gpu.{fact}", f"0000:{number:02x}:00.0", value) for fact, value in facts.items()]
+
+
+OK = Reading("gpu.driver", "", "ok")
+
+
+def test_ports_of_several_rates_are_told_one_by_one() -> None:
+    compute = [one for n in range(8) for one in port(f"mlx5_{n}/1", 400.0)]
+    storage = [*port("mlx5_8/1", 200.0), *port("mlx5_9/1", 100.0), *port("mlx5_bond_0/1", 200.0, "Ethernet")]
+    speeds: dict[str, Value] = {"eth0": 100_000, "eth1": 25_000, "eth2": 100_000}
+    nics = [
+        Reading(f"nic.{name}", device, value)
+        for device, speed in speeds.items()
+        for name, value in {"carrier": True, "pci": device, "speed": speed}.items()
+    ]
+    text = told(Report("infiniband", (*compute, *storage)), Report("nic", tuple(nics)))
+    assert text.splitlines()[2:] == [
+        'infiniband = { ports = 10, gbps = 400, rates = { "mlx5_8/1" = 200, "mlx5_9/1" = 100 } }',
+        "nics = { ports = 3, gbps = 100, rates = { eth1 = 25 } }",
+    ]
+
+
+def test_gpus_are_told_by_model_and_memory() -> None:
+    alike = Report("gpu", (OK, *gpu(1, "NVIDIA H100", 79.6), *gpu(2, "NVIDIA H100", 79.6)))
+    assert told(alike).splitlines()[2:] == [
+        "gpus = 2", 'gpu = { model = "NVIDIA H100", memory = 79.6 }'
+    ]  # fmt: skip
+
+    mixed = Report("gpu", (OK, *gpu(1, "NVIDIA H100", 79.6), *gpu(2, "NVIDIA L4", 22.5)))
+    assert told(mixed).splitlines()[2:] == [
+        "gpus = 2",
+        'gpu = { model = ["NVIDIA H100", "NVIDIA L4"], memory = 22.5 }',
+    ]
+    silent = Report("gpu", (OK, Reading("gpu.uuid", "a", "GPU-1"), Reading("gpu.lost", "a", False)))
+    assert told(silent).splitlines()[2:] == ["gpus = 1"]
+
+
+def expectations(tmp_path: Path, text: str) -> Expectations:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[[nodes]]\nmatch = "n1"\n{text}')
+    return Expectations(**config.load(str(file)).expected("n1"))
+
+
+def bad(expected: Expectations, report: Report, name: str) -> dict[str, str]:
+    """The devices of which this reading is true, and why."""
+    return {
+        one.device: one.evidence for one in expect(None, expected, report) if one.name == name and one.value
+    }
+
+
+def test_each_port_is_measured_by_its_own_rate(tmp_path: Path) -> None:
+    expected = expectations(
+        tmp_path, 'infiniband = { gbps = 400, rates = { "mlx5_[89]/1" = 200, "mlx5_9/1" = 100 } }'
+    )
+    report = Report(
+        "infiniband",
+        tuple(one for n, rate in ((0, 200.0), (7, 400.0), (8, 100.0), (9, 100.0))
+              for one in port(f"mlx5_{n}/1", rate)),
+    )  # fmt: skip
+    assert bad(expected, report, "infiniband.slow") == {
+        "mlx5_0/1": "200 Gb/s instead of 400", "mlx5_8/1": "100 Gb/s instead of 200"
+    }  # fmt: skip
+
+
+def test_a_gpu_of_another_model_or_with_less_memory_is_told(tmp_path: Path) -> None:
+    expected = expectations(tmp_path, 'gpu = { model = ["NVIDIA H100*", "NVIDIA H200"], memory = 79.6 }')
+    report = Report("gpu", (OK, *gpu(1, "NVIDIA H100 80GB HBM3", 79.6), *gpu(2, "NVIDIA A100", 39.5)))
+    assert bad(expected, report, "gpu.other_model") == {
+        "0000:02:00.0": "NVIDIA A100 instead of NVIDIA H100* or NVIDIA H200"
+    }
+    shares = {one.device: one.value for one in expect(None, expected, report) if "share" in one.name}
+    assert shares == {"0000:01:00.0": 100.0, "0000:02:00.0": 49.6}
+    assert {one.name for one in expect(None, Expectations(), report)}.isdisjoint(
+        {"gpu.other_model", "gpu.memory_share"}
+    )

@@ -122,7 +122,14 @@ def test_a_healthy_node(worker: Worker) -> None:
         | {"slowdown_margin": 58, "shutdown_margin": 61, "memory_margin": 56}
         | {"hw_thermal": False, "hw_power_brake": False, "hw_slowdown": False, "sw_thermal": False}
         | {"pcie_generation": 5, "pcie_generation_max": 5, "pcie_width": 16, "pcie_width_max": 16}
-        | {"pcie_replay": 0, "pstate": 0, "utilization": 0, "memory_used": 0, "processes": 0}
+        | {
+            "pcie_replay": 0,
+            "pstate": 0,
+            "utilization": 0,
+            "memory_total": 79.6,
+            "memory_used": 0,
+            "processes": 0,
+        }
     )
 
 
@@ -237,8 +244,8 @@ def test_a_plain_board_has_no_reading_of_what_it_lacks(machine: Machine, worker:
         "sram",
         "nvlink",
         "fabric",
-        "memory_t",
-        "memory_m",
+        "memory_temperature",
+        "memory_margin",
         "mig",
         "pages",
     )

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_health.baseline import Baseline, Expectations, expect, learn, section
+from slurm_health.baseline import Baseline, Expectations, expect, learn
+from slurm_health.expected import section
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report
 from slurm_health.probes.pcie import Pcie, ancestry, lanes, transfers

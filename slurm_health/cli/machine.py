@@ -246,7 +246,7 @@ def config_generate(files: tuple[str, ...], root: str, match: str | None) -> Non
     With FILES, what it printed on several nodes: one section for all that have the same, and how the others
     differ.
     """
-    from slurm_health import baseline, rules, scan
+    from slurm_health import baseline, expected, rules, scan
     from slurm_health.host import Host
 
     if files:
@@ -260,7 +260,7 @@ def config_generate(files: tuple[str, ...], root: str, match: str | None) -> Non
     learned = baseline.Baseline()
     for report in seen.reports:
         learned, _ = baseline.learn(learned, report)
-    click.echo(baseline.section(learned, match or hostname()))
+    click.echo(expected.section(learned, match or hostname()))
 
 
 def _merged(files: tuple[str, ...]) -> str:

@@ -309,8 +309,11 @@ class Board:
             yield self._row("gpu.fabric_health", ", ".join(ill) or "healthy")
 
     def _who(self) -> Iterator[Row]:
-        """Those that compute here, and how much of the memory is in use, without what the driver reserves."""
+        """Those that compute here, how much memory there is (GiB), and how much is in use (MiB), without what
+        the driver reserves."""
         memory = self._ask("nvmlDeviceGetMemoryInfo", self.nvml.nvmlMemory_v2)
+        if memory is not None and memory.total not in BLANK:
+            yield self._row("gpu.memory_total", round(memory.total / 2**30, 1))
         if memory is not None and memory.used not in BLANK:
             yield self._row("gpu.memory_used", memory.used >> 20, f"{memory.used >> 20} MiB in use")
         running = self._ask("nvmlDeviceGetComputeRunningProcesses_v3")

@@ -2,22 +2,22 @@
 
 Of each GPU, by PCI address: `uuid`, `minor`, `boot` (when they were learned), `ecc` (uncorrected errors at
 first sight), `nvlinks` ("0,1,2": links that were up), `fabric` ("completed" once it was), `generation` and
-`width` (the best that its PCIe link ran at), and what is set on it: `driver`, `vbios`, `persistence`, `mig`,
-`ecc_mode`.
+`width` (the best that its PCIe link ran at), `model`, `memory` (GiB), and what is set on it: `driver`,
+`vbios`, `persistence`, `mig`, `ecc_mode`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
+from slurm_health.baseline.facts import Devices, Expectations, Facts, Learned
 from slurm_health.model import Reading, Value
-
-Facts = dict[str, Value]
-Devices = Mapping[str, Facts]
 
 LOAD = 10  # percent: an idle GPU runs its PCIe link slowly to save power
 COMPUTING = 2  # the highest number of a P-state in which GPUs compute
+MAKE = {"gpu.minor": "minor", "gpu.name": "model", "gpu.memory_total": "memory"}
 SETTINGS = {
     "gpu.vbios": "vbios",
     "gpu.persistence": "persistence",
@@ -26,9 +26,7 @@ SETTINGS = {
 }
 
 
-def learn(
-    before: Devices, facts: Mapping[str, Facts], sick: set[str], boot: str
-) -> tuple[dict[str, Facts], tuple[str, ...]]:
+def learn(before: Devices, facts: Devices, sick: set[str], boot: str) -> Learned:
     """The GPUs with what is new of healthy ones, and a line for each change worth a record."""
     gpus = dict(before)
     node = facts.get("", {})
@@ -44,8 +42,7 @@ def learn(
             continue  # no GPU changes while the machine runs: not believed before the next boot
         errors = seen.get("gpu.ecc_uncorrected")
         new: Facts = {"uuid": uuid, "boot": boot}
-        if "gpu.minor" in seen:
-            new["minor"] = seen["gpu.minor"]
+        new |= {fact: seen[reading] for reading, fact in MAKE.items() if reading in seen}
         if isinstance(errors, int):
             first = known.get("ecc") if known and known.get("uuid") == uuid else None
             new["ecc"] = min(errors, first) if isinstance(first, int) else errors
@@ -93,14 +90,16 @@ def _numbers(links: Value | None) -> set[int]:
 
 
 def expect(
-    known: Devices, wanted: int | None, facts: Mapping[str, Facts], readings: tuple[Reading, ...]
+    known: Devices, expectations: Expectations, facts: Devices, readings: tuple[Reading, ...]
 ) -> Iterator[Reading]:
-    """What readings mean beside what is `known`; `wanted`: how many GPUs the configuration asks for.
+    """What readings mean beside what is known and what the configuration asks for.
 
     `gpu.missing`, `gpu.ecc_risen` (errors since first sight), `gpu.ecc_before`; `gpu.nvlink_down`,
     `gpu.nvlink_fewer` (than its like), `gpu.fabric_lost`, `gpu.fabric_incomplete`; `gpu.pcie_slow` (than it
-    was) and `gpu.pcie_below` (what board and slot can), under load; `gpu.drift`.
+    was) and `gpu.pcie_below` (what board and slot can), under load; `gpu.other_model`, `gpu.memory_share`
+    (percent of what it had); `gpu.drift`.
     """
+    wanted = expectations.gpus
     if facts.get("", {}).get("gpu.driver") != "ok":
         return
     words = {one.device: one.evidence for one in readings if one.name == "gpu.lost" and one.value is True}
@@ -145,6 +144,7 @@ def expect(
         yield from _nvlinks(device, seen, its, like)
         yield from _fabric(device, seen, its)
         yield from _pcie(device, seen, its)
+        yield from _make(device, seen, its, expectations)
         yield from _drift(device, seen, its, like, facts.get("", {}).get("gpu.driver_version"))
 
 
@@ -195,6 +195,17 @@ def _pcie(device: str, seen: Facts, its: Facts) -> Iterator[Reading]:
         yield Reading("gpu.pcie_slow", device, slow, evidence)
     if loaded or not below:
         yield Reading("gpu.pcie_below", device, below, evidence)
+
+
+def _make(device: str, seen: Facts, its: Facts, expectations: Expectations) -> Iterator[Reading]:
+    model, wanted = str(seen.get("gpu.name", "")), expectations.gpu_models
+    if model and wanted:
+        other = not any(fnmatchcase(model, glob) for glob in wanted)
+        yield Reading("gpu.other_model", device, other, f"{model} instead of {' or '.join(wanted)}")
+    total, usual = seen.get("gpu.memory_total"), expectations.gpu_memory or its.get("memory")
+    if isinstance(total, int | float) and isinstance(usual, int | float) and usual > 0:
+        share = round(100 * total / usual, 1)
+        yield Reading("gpu.memory_share", device, share, f"{total:g} GiB of {usual:g}")
 
 
 def _drift(
