@@ -1,6 +1,6 @@
 """What only hosts of their own can go through: their power, their network. `make docker-faults`.
 
-Most of it is Slurm's own waiting. SlurmdTimeout is 30 s where a node is to be given up, else 300 s.
+Most of it is Slurm's own waiting. With a SlurmdTimeout of 30 s a silent node is given up, with 300 s not yet.
 """
 
 import json
@@ -16,6 +16,9 @@ FAULT = str(Path(__file__).with_name("fault"))
 PATIENCE = 60.0  # seconds
 GIVEN_UP = 120.0  # seconds in which Slurm gives a node up; with SlurmdTimeout=30 it took 49 to 53 s
 MINUTE = 60.0  # seconds that a cable is out
+# Seconds in which a node that was given up is asked again who it is: each 30th ping, and these are each
+# third of SlurmdTimeout (ping_nodes.c); one that is started says so itself.
+ASKED_AGAIN = 360.0
 
 
 def settled(incidents, many=1):
@@ -106,33 +109,45 @@ def test_a_node_dies(cluster):
     assert dead not in cluster.runs(job)[1]
 
 
-def test_a_gpu_fails_while_its_node_is_cut_off(cluster):
-    cluster.gives_up_after(300)
+@pytest.mark.parametrize("timeout", [300, 30])
+def test_a_gpu_fails_while_its_node_is_cut_off(cluster, timeout):
+    """One drain, one requeue, whether Slurm gave the node up meanwhile or only its GPU is the reason."""
+    cluster.gives_up_after(timeout)
     job = cluster.running("--gpus=8")
     [[node]] = cluster.runs(job)
     cluster.fault(node, "cut")
     cut = time.monotonic()
     cluster.xid(node)
     cluster.until(lambda: time.monotonic() > cut + MINUTE, True, 2 * MINUTE)
-    assert (cluster.restarts(job), cluster.incidents("GPU_")) == (0, [])
+    assert cluster.incidents("GPU_") == []
+    assert cluster.restarts(job) == 0 or timeout == 30
     cluster.fault(node, "join")
-    drained = "drained slurm-health: GPU_XID_79("
-    cluster.until(lambda: cluster.node(node), lambda state: state.startswith(drained))
     cluster.until(lambda: cluster.runs(job), lambda runs: len(runs) > 1)
-    incident = cluster.ran_again("GPU_XID_79")
-    assert acts(incident, "drain") == acts(incident, "requeue") == ["done"]
-    assert len(cluster.incidents("GPU_")) == 1
+    print(f"job {job} runs again after {time.monotonic() - cut:.0f} s")
+    drained = "drained slurm-health: GPU_XID_79("
+    cluster.until(lambda: cluster.node(node), lambda state: state.startswith(drained), ASKED_AGAIN)
+    print(f"{node} is drained after {time.monotonic() - cut:.0f} s")
+    if timeout == 300:
+        cluster.ran_again("GPU_XID_79")
+    [incident] = cluster.incidents("GPU_")
+    assert acts(incident, "drain") == ["done"]
+    asked = [outcome for one in cluster.incidents() for outcome in acts(one, "requeue")]
+    assert asked == ["done"] or (asked == [] and timeout == 30)
     assert (cluster.restarts(job), len(cluster.runs(job))) == (1, 2)
     assert node not in cluster.runs(job)[1]
 
 
-def test_slurmctld_is_gone_while_actions_are_under_way(cluster):
+@pytest.mark.parametrize("gone", ["stopped", "crashed"])
+def test_slurmctld_is_gone_while_actions_are_under_way(cluster, gone):
     submitted = [cluster.running("--gpus=8") for _ in range(2)]
     jobs = {cluster.runs(job)[0][0]: job for job in submitted}
     for node in jobs:
         cluster.xid(node)
-    cluster.fault("ctld", "stop", "slurmctld")
-    cluster.fault("ctld", "begin", "slurmctld")
+    if gone == "crashed":
+        cluster.fault("ctld", "crash", "slurmctld")
+    else:
+        cluster.fault("ctld", "stop", "slurmctld")
+        cluster.fault("ctld", "begin", "slurmctld")
     for node, job in jobs.items():
         cluster.until(lambda job=job: cluster.runs(job), lambda runs: len(runs) > 1)
         assert cluster.node(node).startswith("drained slurm-health: GPU_XID_79(")

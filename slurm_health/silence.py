@@ -56,6 +56,7 @@ class Silence:
         self.boots: dict[str, str] = {}
         self.rebooted: dict[str, set[Run]] = {}  # node -> what ran there when it went down
         self.quiet: dict[str, set[Run]] = {}  # node -> what ran there when it fell quiet
+        self.back: set[str] = set()  # those of them that report again; Slurm may yet give them up
         self.said: set[str] = set()  # nodes that are known to be silent
         self.settled: set[Run] = set()  # what ran on them and needs nothing more
         self.looked = self.listening = time.time()  # since when we hear whatever is said
@@ -65,7 +66,7 @@ class Silence:
         if self.boots.get(report.node, report.boot) != report.boot:
             self.rebooted[report.node] = self.quiet.get(report.node, set()) | self._runs(report.node)
         self.boots[report.node] = report.boot
-        self.quiet.pop(report.node, None)
+        self.back |= {report.node} & self.quiet.keys()
         self.said.discard(report.node)
 
     async def follow(self) -> None:
@@ -82,12 +83,14 @@ class Silence:
             self.known = self.ledger.reporters()
         self.known |= self.reported.keys()
         ages = {name: now - max(self._heard(name), self.listening) for name in self.known}
-        await self._fell_quiet([name for name, age in ages.items() if age > QUIET and name not in self.quiet])
+        known = self.quiet.keys() - self.back
+        await self._fell_quiet([name for name, age in ages.items() if age > QUIET and name not in known])
         silent = {name for name, age in ages.items() if age > SILENT and name not in self.said}
         self.rebooted = {name: runs for name, runs in self.rebooted.items() if runs - self.settled}
         ran = self.quiet | self.rebooted
         self.settled &= {run for runs in ran.values() for run in runs}
         lost = {name for name, runs in ran.items() if runs - self.settled}
+        self._returned(self.back - lost)
         if not silent | lost:
             return
         states = await self.slurm.nodes(silent | lost)
@@ -103,6 +106,13 @@ class Silence:
         for name in sorted(down):
             if not paused(name):
                 self._adopt(name, ran[name] - self.settled, jobs)
+        answers = {name for name in states if not states[name].flags & {"DOWN", "NOT_RESPONDING"}}
+        self._returned(self.back & answers)
+
+    def _returned(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.back.discard(name)
+            del self.quiet[name]
 
     async def _fell_quiet(self, names: list[str]) -> None:
         """Note what runs on nodes that have just fallen quiet: a job may be younger than the last report."""
@@ -113,6 +123,7 @@ class Silence:
             self.quiet[name] = self._runs(name) | {
                 (one.id, one.restarts) for one in jobs if name in one.nodes
             }
+            self.back.discard(name)
 
     def _runs(self, node: str) -> set[Run]:
         cards = self.cards.get(node, ())
