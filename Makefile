@@ -39,10 +39,11 @@ docker-up: docker ## start the cluster of containers
 docker-down: ## end it, and remove its volumes
 	@COMPOSE_PROFILES=8 $(COMPOSE) down -v -t 3
 
+# Mounts are for two tests: of a full disk, and of two hosts with names of their own.
 docker-test: docker ## the tests that need a Slurm, on that release's (BACKEND=commands or pyslurm, ARGS=-x)
 	@$(COMPOSE) build --quiet test
 	@mkdir -p docker/.results
-	@docker run --rm -e SLURM_HEALTH_TEST_BACKEND=$(BACKEND) -v $(CURDIR)/docker/.results:/results \
+	@docker run --rm --cap-add SYS_ADMIN --security-opt apparmor=unconfined -e SLURM_HEALTH_TEST_BACKEND=$(BACKEND) -v $(CURDIR)/docker/.results:/results \
 	    slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
 
 docker-faults: docker $(VENV)/.installed ## hosts of that cluster die and lose their network under jobs (6 minutes)
