@@ -202,6 +202,12 @@ class Incident:
     closed: float = 0.0
     closed_by: str = ""
     held: str = ""
+    hardware: Mapping[str, Value] = field(default_factory=dict, hash=False)
+
+    @property
+    def place(self) -> str:
+        """Where it broke, as people look for it: "gpu017, GPU 5"."""
+        return f"{self.node}, GPU {self.hardware['gpu']}" if "gpu" in self.hardware else self.node
 
     @property
     def pressing(self) -> bool:

@@ -47,6 +47,8 @@ SUSPECT = "suspect job: "  # how it is noted that a node is left alone
 HELD_BY_PROLOG = "launch failed requeued held"
 # ... and its state and Reason when it was to be expedited, exited non-zero, and no epilog failed.
 NOT_EXPEDITED = ("REQUEUE_HOLD", "job requeued in held state")
+# ... of who needs nodes that are out: by name (sbatch -w), or so many that too few are left.
+MISSING = ("ReqNodeNotAvail", "Nodes required for job are DOWN, DRAINED")
 FOREMOST = 0xFFFFFFFE  # the highest priority that a job can have (slurm.h: one more is INFINITE)
 NICEST = -0x7FFFFFFD  # the lowest nice value that Slurm takes (sbatch(1), --nice: +/- 2147483645)
 
@@ -472,6 +474,12 @@ def waits(victim: Victim, job: Job, now: float) -> bool:
     another reason."""
     begins = job.state == "PENDING" and job.begins > now + 1
     return begins and (not victim.started or job.reason == "BeginTime")
+
+
+def misses_nodes(victim: Victim, job: Job, now: float) -> bool:
+    """Whether nodes that a job needs are out, now that it might run again: it waits until they are back."""
+    back = job.restarts > victim.restarts and job.state == "PENDING" and not waits(victim, job, now)
+    return back and job.reason.startswith(MISSING)
 
 
 def foremost(priority: int, nice: int) -> int:

@@ -31,6 +31,7 @@ HOT = 0.1  # seconds between looks at a job that is about to change
 LAUNCH = 30.0  # seconds within which a job that was sent off is seen running, or never
 REFUSAL = 600.0  # seconds in which a job that our prolog turned away is looked for
 REFUSALS = 3  # times that Slurm may reject the requeue of one job before it is given up
+MISSING = 10.0  # seconds that a job lacks nodes before that is told
 COMMENT = 1000  # characters of AdminComment that we let grow
 
 
@@ -66,6 +67,7 @@ class Rescue:
             wanted.steps,
             Urgency(wanted.unasked),
         )
+        self.missing: dict[int, float] = {}  # victim -> since when it misses nodes
         self.corrected: set[int] = set()  # victims whose owners were told what is wrong with their words
 
     def wake(self) -> None:
@@ -205,7 +207,7 @@ class Rescue:
         heard = {one.id: wishes.ours(said.get(one.job, "")) for one in new}
         with self.ledger.together():
             for number, comment in heard.items():
-                self.ledger.victim(number, comment=comment)
+                self.ledger.victim(number, comment=comment, saved=wishes.saved(comment))
         return [replace(one, comment=heard.get(one.id, one.comment)) for one in victims]
 
     async def learn_site(self) -> None:
@@ -228,6 +230,7 @@ class Rescue:
         self.completing = {one.id: self.completing.get(one.id, 0.0) for one in victims}
         self.starting = {number: until for number, until in self.starting.items() if until > now}
         self.corrected &= self.completing.keys()
+        self.missing = {one.id: self.missing[one.id] for one in victims if one.id in self.missing}
         known = self.completing.keys() | self.starting.keys()
         self.had = {number: nodes for number, nodes in self.had.items() if number in known}
 
@@ -288,6 +291,8 @@ class Rescue:
         )
         if job is None or job.size > 1:
             await self._let_go(victim, job, now)
+        if job and not victim.outcome:
+            await self._miss(victim, job, now)
         expedites = self.site is not None and self.site.expedites
         step = policy.treat(victim, job, wish, may, now, start, self.first, expedites)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
@@ -541,6 +546,23 @@ class Rescue:
                 victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
             )
 
+    async def _miss(self, victim: Victim, job: Job, now: float) -> None:
+        """Tell of a job that waits for nodes that are out. Slurm says so for a moment of others too."""
+        if not policy.misses_nodes(victim, job, now):
+            self.missing.pop(victim.id, None)
+            return
+        if now - self.missing.setdefault(victim.id, now) < MISSING:
+            return
+        why = f"waits for nodes that are out of service: {job.reason}"
+        update = f"scontrol update jobid={victim.label} ReqNodeList="
+        hint = f"where it names them (-w), `{update}` lets it go elsewhere"
+        with self.ledger.together():
+            self.ledger.victim(victim.id, outcome=f"{why}; {hint}")
+            what = f"job {victim.label} of uid {victim.uid} {why}"
+            self.ledger.notice("help", victim.incident, what, now, victim.label)
+        log.warning("job %s: %s", victim.label, why)
+        await self._annotate(victim, f"{self._cause(victim)}; {why}; {hint}")
+
     def _notice_held(self, victim: Victim, how: str) -> None:
         what = f"job {victim.label} of uid {victim.uid} is {how}"
         self.ledger.notice("hold", victim.incident, what, time.time(), victim.label)
@@ -561,6 +583,8 @@ class Rescue:
         bad = NodeSet.fromlist([one.node for one in self.ledger.hurts(victim.job, time.time())])
         try:
             before = (await self.slurm.comments([victim.job])).get(victim.job, "")
+            if saved := wishes.saved(before):  # it may have done so since, as its signal told it to
+                self.ledger.victim(victim.id, saved=saved)
             after = wishes.told(before, attempt, str(bad), incident.words if incident else "")
             await self.slurm.set_owners_comment(victim.label, after)
         except SlurmError as error:
@@ -574,9 +598,11 @@ class Rescue:
 
     def _cause(self, victim: Victim) -> str:
         incident = self.ledger.incident(victim.incident)
+        if incident is None:
+            return f"slurm-health: {victim.node}: fault"
         ranks = self.ledger.ranks(victim.incident, victim.id)
-        where = f"{_who(ranks)} on {victim.node}" if ranks else victim.node
-        return f"slurm-health: {where}: {incident.words if incident else 'fault'}"
+        where = f"{_who(ranks)} on {incident.place}" if ranks else incident.place
+        return f"slurm-health: {where}: {incident.words}"
 
     async def _tell(self, victim: Victim, job: Job, text: str) -> None:
         """A line in the job's stderr. That it cannot be told must not keep it from being helped."""

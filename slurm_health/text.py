@@ -139,7 +139,9 @@ def story(row: dict[str, Any]) -> str:
             if job["running"]
             else job["outcome"]
         )
-        on = f" (on the device: rank {job['ranks']})" if job["ranks"] else ""
+        gpu = row.get("hardware", {}).get("gpu")
+        device = "the device" if gpu is None else f"GPU {gpu}"
+        on = f" (on {device}: {_ranks(job)})" if job["ranks"] else ""
         lines.append(f"  job {job['job']} of {job['user']}{on}: {end or 'is being followed'}")
     return "\n".join(lines)
 
@@ -181,7 +183,46 @@ def timeline(row: dict[str, Any]) -> list[tuple[str, str]]:
     return sorted(events)
 
 
+def _ranks(job: dict[str, Any]) -> str:
+    return f"rank{'' if job['ranks'].isdigit() else 's'} {job['ranks']}"
+
+
 def job(number: str, rows: list[dict[str, Any]]) -> str:
+    """What a job went through, in short and then at length."""
     if not rows:
-        return f"no incident touched job {number}"
-    return "\n\n".join(story(row) for row in sorted(rows, key=lambda row: row["id"]))
+        return f"no incident touched job {number}, or it is not yours"
+    rows = sorted(rows, key=lambda row: row["id"])
+    short = [
+        line
+        for row in rows
+        for its in row["jobs"]
+        if number in (its["job"], str(its["id"]))
+        for line in _in_short(row, its)
+    ]
+    return "\n\n".join(["\n".join(short), *map(story, rows)])
+
+
+def _in_short(row: dict[str, Any], job: dict[str, Any]) -> list[str]:
+    gpu = row.get("hardware", {}).get("gpu")
+    where = row["node"] if gpu is None else f"{row['node']}, GPU {gpu}"
+    broke = f"{_ranks(job)} on {where}" if job["ranks"] else where
+    lines = [
+        f"job {job['job']} of {job['user']}, restart {job['restarts']}",
+        f"  broke     {broke}: {row['text']}",
+    ]
+    if job["requeued"]:
+        lines.append(f"  requeued  {clock(job['requeued'])}")
+    if job["running"]:
+        took = words(job["seconds_to_running"])
+        lines.append(f"  runs      on {job['nodes']} since {clock(job['running'])}, {took} after the fault")
+    elif not job["settled"]:
+        lines.append(f"  now       {job['outcome'] or 'on its way'}")
+    else:
+        lines.append(f"  end       {job['outcome']}")
+    if job["lost_at_most"] is not None:
+        since = "it said that it had saved" if job["lost_since"] == "saved" else "this run began"
+        lost = f"  lost      at most {words(job['lost_at_most'])} of its work, since {since}"
+        if job["lost_if_saved_at_signal"] is not None:
+            lost += f"; {words(job['lost_if_saved_at_signal'])} if it saved when it was signalled"
+        lines.append(lost)
+    return lines

@@ -111,7 +111,7 @@ class Door:
                 web.get("/v1/incidents", self.incidents),
                 web.get("/v1/incidents/{id:[0-9]{1,12}}", self.incident),
                 web.post("/v1/incidents/{id:[0-9]{1,12}}/close", self.close),
-                web.get("/v1/jobs/{id:[0-9]{1,12}}", self.job),
+                web.get("/v1/jobs/{id:[0-9]{1,12}(_[0-9]{1,10})?}", self.job),
                 web.post("/v1/pause", self.pause),
                 web.post("/v1/unpause", self.unpause),
             ]
@@ -411,7 +411,8 @@ class Door:
         return await self._stories(wanted=[int(request.match_info["id"])])
 
     async def job(self, request: web.Request) -> web.Response:
-        return await self._stories(job=int(request.match_info["id"]), every=True)
+        uid = None if self._privileged() else _uid()
+        return await self._stories(job=request.match_info["id"], uid=uid, every=True)
 
     async def _stories(self, **which: Any) -> web.Response:
         everything, uid = self._privileged(), _uid()
@@ -485,8 +486,12 @@ def story(row: dict[str, Any], everything: bool, uid: int) -> dict[str, Any]:
                 "ranks": job["ranks"],
                 "urgency": job["urgency"],
                 "outcome": job["outcome"],
-                **{key: iso(job[key]) for key in ("refused", "requeued", "running", "settled")},
+                **{
+                    key: iso(job[key])
+                    for key in ("began", "refused", "signalled", "requeued", "running", "settled")
+                },
                 "nodes": job["ran_nodes"],
+                **_lost(job),
                 "seconds_to_running": _span(job["since"], job["running"]),
             }
             for job in jobs
@@ -504,6 +509,19 @@ def story(row: dict[str, Any], everything: bool, uid: int) -> dict[str, Any]:
         ],
         "seconds_to_drained": _span(row["since"], drained),
         "seconds_to_running": _span(row["since"], ran),
+    }
+
+
+def _lost(job: dict[str, Any]) -> dict[str, Any]:
+    """What a requeue cost a job at most, in seconds of its work: since its run began, or since it says that
+    it saved (None where neither is known). And since the signal at which it may have saved."""
+    end = 0.0 if job["refused"] else job["requeued"]
+    saved = job["saved"] if job["saved"] <= end else 0.0  # else its owner's clock, or words, are wrong
+    since = max(job["began"], saved)
+    return {
+        "lost_at_most": round(end - since, 3) if end and since else None,
+        "lost_since": ("saved" if saved > job["began"] else "began") if end and since else None,
+        "lost_if_saved_at_signal": round(end - job["signalled"], 3) if end and job["signalled"] else None,
     }
 
 

@@ -1,4 +1,5 @@
 """What a job's owner asks of us, in a comment: `slurm-health: requeue=5 signal=USR1@120 steps=all`, or `off`.
+And what the job itself may tell there while it runs: `saved=1700000000`, when it last saved its work.
 
 Anybody may write anything there, and other tools do: what is ours begins with `slurm-health:` and ends at a
 `;` or with the text. A later word overrules an earlier one. What is not understood changes nothing.
@@ -18,6 +19,7 @@ MARK = "slurm-health:"
 TOLD = "slurm-health-was:"
 _OURS = re.compile(r"(?<![\w-])slurm-health:((?:(?!slurm-health:)[^;|\"'}\r\n])*)")
 _NUMBER = re.compile(r"\d{1,6}", re.ASCII)
+_MOMENT = re.compile(r"\d{1,11}(\.\d{1,9})?", re.ASCII)
 
 
 def ours(comment: str) -> str:
@@ -50,6 +52,13 @@ def read(comment: str, site: Wish, most: int, longest: float) -> tuple[Wish, str
     return wish, "; ".join(told)
 
 
+def saved(comment: str) -> float:
+    """When a job last saved its work, by its own words: seconds since the epoch, 0 where it does not say."""
+    words = (word for match in _OURS.finditer(ours(comment)) for word in match[1].split())
+    moments = [word[6:] for word in words if word.startswith("saved=")]
+    return float(moments[-1]) if moments and _MOMENT.fullmatch(moments[-1]) else 0.0
+
+
 def told(comment: str, attempt: int, bad_nodes: str, reason: str) -> str:
     """The comment with what the next run is to be told at its end, in place of what the last one was."""
     before = comment.partition(TOLD)[0].rstrip("; ")
@@ -75,4 +84,8 @@ def _heed(wish: Wish, word: str) -> Wish:
         if value not in ("batch", "all"):
             raise ValueError("write steps=batch or steps=all")
         return replace(wish, steps=value)
-    raise ValueError("known are requeue=, signal=, steps= and off")
+    if key == "saved":  # of its work, not of how it is to be brought back
+        if not _MOMENT.fullmatch(value):
+            raise ValueError("write saved=$(date +%s)")
+        return wish
+    raise ValueError("known are requeue=, signal=, steps=, saved= and off")

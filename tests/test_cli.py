@@ -410,7 +410,7 @@ def test_questions_are_asked_as_they_were_meant(controller: Answering) -> None:
     assert controller.asked == [
         ("GET", "/v1/incidents?node=n1%26all%3D0%20%C3%BC&all=1&limit=5", None),
         ("POST", "/v1/incidents/3/close", {}),
-        ("GET", "/v1/jobs/4711", None),
+        ("GET", "/v1/jobs/4711_3", None),
         ("POST", "/v1/pause", {"nodes": "n[1-2]", "seconds": 7200.0, "reason": "swap"}),
         ("POST", "/v1/pause", {"nodes": "", "seconds": 0, "reason": ""}),
         ("POST", "/v1/unpause", {"nodes": ""}),
@@ -420,7 +420,7 @@ def test_questions_are_asked_as_they_were_meant(controller: Answering) -> None:
 def test_a_job_that_nothing_touched(controller: Answering) -> None:
     controller.answer = []
     result = call("job", "4711", "--config", str(controller.config))
-    assert (result.exit_code, result.stdout) == (0, "no incident touched job 4711\n")
+    assert (result.exit_code, result.stdout) == (0, "no incident touched job 4711, or it is not yours\n")
     assert json.loads(call("job", "4711", "--json", "--config", str(controller.config)).stdout) == []
 
 

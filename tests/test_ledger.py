@@ -506,8 +506,8 @@ def test_stories_are_newest_first_and_bounded(ledger: Ledger) -> None:
     assert [row["id"] for row in ledger.stories(wanted=[20])] == [20]
     assert ledger.stories(wanted=[99]) == []
     touch(ledger, ledger.open_incidents(["n2"])[0], job=4711)
-    assert [row["id"] for row in ledger.stories(job=4711, every=True)] == [21]
-    assert ledger.stories(job=4712, every=True) == []
+    assert [row["id"] for row in ledger.stories(job="4711", every=True)] == [21]
+    assert ledger.stories(job="4712", every=True) == []
 
 
 def test_the_hardware_of_an_incident_is_what_was_last_seen_there(ledger: Ledger) -> None:
@@ -1091,7 +1091,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "pending_victims": lambda ledger: ledger.pending_victims(),
     "pauses": lambda ledger: ledger.pauses(T),
     "stories": lambda ledger: ledger.stories(),
-    "stories of a job": lambda ledger: ledger.stories(job=7, every=True),
+    "stories of a job": lambda ledger: ledger.stories(job="7", every=True),
     "waiting": lambda ledger: ledger.outbox.waiting("mail"),
     "stories of a node": lambda ledger: ledger.stories(node="n1"),
 }

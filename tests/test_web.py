@@ -340,7 +340,7 @@ async def test_what_is_malformed_is_said(tmp_path: Path, method: str, target: st
 
 @pytest.mark.parametrize(
     "target",
-    ["/v1/incidents/x", "/v1/incidents/-1", "/v1/incidents/" + "9" * 13, "/v1/jobs/1_2", "/v2/status", "/"],
+    ["/v1/incidents/x", "/v1/incidents/-1", "/v1/incidents/" + "9" * 13, "/v1/jobs/1_2_3", "/v2/status", "/"],
 )
 @asynchronous
 async def test_what_is_not_there(tmp_path: Path, target: str) -> None:
@@ -486,6 +486,9 @@ async def test_an_ordinary_user_sees_the_own_jobs_only(tmp_path: Path) -> None:
             (4711, ([], [("drain", "n1")]), None),
         ):
             for target in ("/v1/incidents", "/v1/incidents/1", "/v1/jobs/7", "/v1/jobs/8"):
+                if target.startswith("/v1/jobs/") and int(target[-1]) not in expected[0]:
+                    assert await here.get(target, uid) == []  # not even which fault it met
+                    continue
                 [story] = await here.get(target, uid)
                 assert seen(story) == expected
                 assert story["seconds_to_running"] == ran
@@ -510,6 +513,48 @@ async def test_the_shape_of_an_incident(tmp_path: Path) -> None:
         moment = story["since"]
         assert moment[10] == "T"
         assert moment[-6] in "+-"  # with its offset
+
+
+@asynchronous
+async def test_a_task_of_an_array_is_asked_for_by_its_own_name_too(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        here.ledger.take(NodeReport("n1", opened=(XID,)), T)
+        [incident] = here.ledger.open_incidents()
+        here.ledger.touch(incident, Job(9, "7_2", "RUNNING", uid=ALICE), 0, 0.0, T)
+        for name, uid, many in (
+            ("7_2", ALICE, 1),
+            ("9", ALICE, 1),
+            ("7_1", ALICE, 0),
+            ("7_2", BOB, 0),
+            ("7_2", 0, 1),
+        ):
+            assert len(await here.get(f"/v1/jobs/{name}", uid)) == many
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({}, (None, None, None)),  # it was not requeued
+        ({"requeued": T + 60}, (160.0, "began", None)),
+        ({"requeued": T + 60, "saved": T - 10}, (70.0, "saved", None)),
+        ({"requeued": T + 60, "saved": T - 999}, (160.0, "began", None)),  # in another run
+        ({"requeued": T + 60, "saved": T + 999}, (160.0, "began", None)),  # nobody knows the future
+        ({"requeued": T + 60, "signalled": T + 20}, (160.0, "began", 40.0)),
+        ({"requeued": T + 60, "refused": T}, (None, None, None)),  # it had not begun
+    ],
+)
+@asynchronous
+async def test_what_a_requeue_cost_a_job_at_most(
+    tmp_path: Path, known: dict[str, float], expected: tuple[Any, ...]
+) -> None:
+    async with site(tmp_path) as here:
+        here.ledger.take(NodeReport("n1", opened=(XID,)), T)
+        [incident] = here.ledger.open_incidents()
+        here.ledger.touch(incident, Job(7, "7", "RUNNING", uid=ALICE, started=T - 100), 0, 0.0, T)
+        here.ledger.victim(1, **known) if known else None
+        [story] = await here.get("/v1/jobs/7", ALICE)
+        [job] = story["jobs"]
+        assert (job["lost_at_most"], job["lost_since"], job["lost_if_saved_at_signal"]) == expected
 
 
 @asynchronous

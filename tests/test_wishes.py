@@ -40,6 +40,7 @@ def read(comment: str) -> Wish:
         ("slurm-health: requeue=5 slurm-health: requeue=2", replace(SITE, requeue=2)),
         ("not-slurm-health: off", SITE),
         ("slurm-health: requeue=x off", replace(SITE, requeue=0)),
+        ("slurm-health: requeue=5 saved=1700000000.25", replace(SITE, requeue=5)),
     ],
 )
 def test_what_is_understood(comment: str, expected: Wish) -> None:
@@ -60,6 +61,7 @@ def test_what_is_understood(comment: str, expected: Wish) -> None:
         ("signal=10", "write signal=USR1@120"),
         ("steps=batch,all", "write steps=batch"),
         ("requeue=5 please", "known are"),
+        ("saved=now", "write saved=$(date +%s)"),
     ],
 )
 def test_what_is_not_understood_is_told_and_the_sites_defaults_hold(words: str, hint: str) -> None:
@@ -67,6 +69,23 @@ def test_what_is_not_understood_is_told_and_the_sites_defaults_hold(words: str, 
     assert wish == SITE
     assert hint in told
     assert told.endswith("this site's defaults hold")
+
+
+@pytest.mark.parametrize(
+    ("comment", "expected"),
+    [
+        ("", 0.0),
+        ("saved=1700000000", 0.0),
+        ("slurm-health: saved=1700000000", 1.7e9),
+        ("slurm-health: saved=1600000000 requeue=5; x; slurm-health: saved=1700000000.5", 1.7e9 + 0.5),
+        ("slurm-health: saved=1600000000 saved=nan", 0.0),
+        ("slurm-health: saved=1e400", 0.0),
+        ("slurm-health: saved=-5", 0.0),
+        ("slurm-health: saved=" + "9" * 400, 0.0),
+    ],
+)
+def test_when_a_job_saved_its_work(comment: str, expected: float) -> None:
+    assert wishes.saved(comment) == expected
 
 
 def test_the_sites_bounds_hold_and_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -126,10 +127,9 @@ def job(number: str, as_json: bool, config_file: str | None) -> None:
     """Show what happened to a job, and why. Its owner needs no root."""
     from slurm_health import text
 
-    plain = number.partition("_")[0]
-    if not (plain.isascii() and plain.isdigit()):
-        raise click.UsageError(f"{number}: not a job id")
-    found = _ask(config_file, "GET", f"/v1/jobs/{plain}")
+    if not re.fullmatch(r"[0-9]{1,12}(_[0-9]{1,10})?", number):
+        raise click.UsageError(f"{number}: not a job id, such as 4711 or, of an array, 4711_3")
+    found = _ask(config_file, "GET", f"/v1/jobs/{number}")
     show(found, as_json, lambda rows: text.job(number, rows))
 
 

@@ -527,11 +527,13 @@ class Ledger(Store):
         self,
         wanted: Sequence[int] | None = None,
         node: str = "",
-        job: int = 0,
+        job: str = "",
+        uid: int | None = None,
         every: bool = False,
         limit: int = 200,
     ) -> list[dict[str, Any]]:
-        """Whole incidents, newest first: evidence, jobs and acts. Times are seconds since the epoch."""
+        """Whole incidents, newest first: evidence, jobs and acts. Times are seconds since the epoch. `job`:
+        by its number or its label, and where `uid` is given only this user's."""
         query = sa.select(incidents).order_by(incidents.c.id.desc()).limit(limit)
         if wanted is not None:
             query = query.where(incidents.c.id.in_(wanted))
@@ -541,7 +543,13 @@ class Ledger(Store):
             query = query.filter_by(node=node)
         if job:
             of_job = sa.select(touches.c.incident).join(victims, victims.c.id == touches.c.victim)
-            query = query.where(incidents.c.id.in_(of_job.where(victims.c.job == job)))
+            named = victims.c.label == job
+            if job.isdecimal():
+                named |= victims.c.job == int(job)
+            of_job = of_job.where(named)
+            if uid is not None:
+                of_job = of_job.where(victims.c.uid == uid)
+            query = query.where(incidents.c.id.in_(of_job))
         with self.transaction(write=False) as connection:
             found = [dict(row._mapping) for row in connection.execute(query)]
             numbers = [row["id"] for row in found]

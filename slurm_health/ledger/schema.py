@@ -101,8 +101,13 @@ victims = sa.Table(
     sa.Column("signalled", sa.Float, nullable=False, server_default="0"),
     sa.Column("comment", sa.Text),  # what its owner wrote for us; NULL until Slurm has said
     sa.Column("asked", sa.String(80), nullable=False, server_default=""),
+    sa.Column(
+        "saved", sa.Float, nullable=False, server_default="0"
+    ),  # when its owner's words say it last was
     sa.UniqueConstraint("job", "restarts", "life", name="each_run_once"),
 )
+
+sa.Index("ix_victims_label", victims.c.label)
 
 touches = sa.Table(
     "touches",

@@ -33,10 +33,12 @@ def test_the_rank_on_the_broken_gpu_is_told(cluster):
 
     incident = cluster.ran_again(code=code)
     assert [(one["job"], one["ranks"]) for one in incident["jobs"]] == [(job, "3")]
-    words = f"slurm-health: rank 3 on {broken}: {code}("
+    words = f"slurm-health: rank 3 on {broken}, GPU 5: {code}("
     assert words in cluster.until(lambda: cluster.output(job), lambda said: "runs again on" in said)
     assert words in cluster.ask("squeue", "-h", "-j", job, "-O", "admin_comment:500")
-    assert f"job {job} of root (on the device: rank 3): ran again on" in cluster.health("job", job).stdout
+    told = cluster.health("job", job).stdout
+    assert f"broke     rank 3 on {broken}, GPU 5: " in told
+    assert f"job {job} of root (on GPU 5: rank 3): ran again on" in told
 
 
 def test_a_job_whose_prolog_was_told_of_no_gpu_holds_what_it_is_seen_on(cluster):
