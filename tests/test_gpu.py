@@ -52,10 +52,10 @@ class Machine:
             nodes.gpu(root, name)
         self.set()
 
-    def set(self, *lines: str, gpus: int = len(GPUS)) -> None:
+    def set(self, *lines: str, gpus: int = len(GPUS), driver: str = "570.1") -> None:
         rows = [f"gpu {n} {GPUS[n]} GPU-{n} 165{n} {n} NVIDIA H100" for n in range(gpus)]
         draft = self.state.with_suffix(".new")
-        draft.write_text("\n".join(["driver 570.1", *rows, *lines, "end", ""]))
+        draft.write_text("\n".join([f"driver {driver}", *rows, *lines, "end", ""]))
         draft.replace(self.state)
 
 
@@ -219,6 +219,82 @@ def test_links_as_boards_before_hopper_tell_of_them(machine: Machine, worker: Wo
     )  # fmt: skip
     seen = own(get(worker))
     assert (seen["gpu.nvlinks_down"], seen["gpu.nvlink_crc"], seen["gpu.nvlink_recovery"]) == ("1", 12, 0)
+
+
+def test_links_as_blackwell_counts_them(machine: Machine, worker: Worker) -> None:
+    what = ("overrun", "receive", "integrity", "discards", "recovery-failed", "recovery", "symbol")
+    machine.set(
+        "set 0 nvlink5 1",
+        *(f"link 0 3 {name} {number}" for number, name in enumerate(what, 1)),
+        f"link 0 7 symbol-ber {4 << 8 | 11}",
+        f"link 0 8 symbol-ber {9 << 8 | 13}",
+    )
+    report = get(worker)
+    seen = {
+        name.removeprefix("gpu.nvlink_"): value for name, value in own(report).items() if "nvlink_" in name
+    }
+    assert seen == {
+        **{name.replace("-", "_"): number for number, name in enumerate(what, 1)},
+        "symbol_ber": 4e-11,
+        "effective_ber": 15e-255,  # no errors
+    }
+    said = {one.name: one.evidence for one in report.readings if one.device == GPUS[0]}
+    assert (said["gpu.nvlink_overrun"], said["gpu.nvlink_symbol_ber"]) == ("by link 3: 1", "4e-11 on link 7")
+    assert own(report, GPUS[1])["gpu.nvlink_crc"] == 0  # Hopper has none of these
+    assert "gpu.nvlink_symbol" not in own(report, GPUS[1])
+
+
+def test_link_counts_that_are_blank_or_fail_are_no_reading(machine: Machine, worker: Worker) -> None:
+    machine.set(
+        "set 0 nvlink5 1",
+        *(f"link 0 {link} receive {2**32 - 1}" for link in range(18)),
+        *(f"fail field{number} -1 {code}" for number, code in ((211, NOT_SUPPORTED), (222, UNKNOWN))),
+    )
+    seen = own(get(worker))
+    assert not {"gpu.nvlink_receive", "gpu.nvlink_integrity", "gpu.nvlink_symbol_ber"} & seen.keys()
+    assert seen["gpu.nvlink_recovery"] == 0
+
+
+HELD = ("set 0 sw-thermal-time 1500000000", "set 0 hw-thermal-time 2999999999", "set 0 power-brake-time 0")
+
+
+@pytest.mark.parametrize("driver", ["575.51", "580.65", "590.44"])
+def test_how_long_clocks_were_held_down_is_counted(machine: Machine, worker: Worker, driver: str) -> None:
+    """Their numbers moved with R590; what stands there in other drivers is not taken for them."""
+    machine.set(*HELD, "set 0 throttle 72", "set 0 nvlink5 1", driver=driver)
+    first = own(get(worker))
+    assert [first[f"gpu.{name}_time"] for name in ("sw_thermal", "hw_thermal", "hw_power_brake")] == [
+        1500, 2999, 0
+    ]  # fmt: skip
+    assert first["gpu.hw_thermal"] is True  # one look cannot tell a rise
+    assert {name for name in own(get(worker)) if "thermal" in name or "brake" in name} == {
+        "gpu.sw_thermal_time", "gpu.hw_thermal_time", "gpu.hw_power_brake_time"
+    }  # fmt: skip
+    assert "gpu.hw_thermal_time" not in own(get(worker), GPUS[1])  # not supported: sampled as ever
+    assert own(get(worker), GPUS[1])["gpu.hw_thermal"] is False
+
+
+@pytest.mark.parametrize("driver", ["570.124", "", "x"])
+def test_older_drivers_count_heat_alone(machine: Machine, worker: Worker, driver: str) -> None:
+    machine.set(*HELD, "set 0 nvlink5 1", driver=driver or "0")
+    get(worker)
+    seen = own(get(worker))
+    assert seen["gpu.sw_thermal_time"] == 1500
+    assert "gpu.sw_thermal" not in seen
+    assert not {"gpu.hw_thermal_time", "gpu.hw_power_brake_time"} & seen.keys()
+    assert seen["gpu.hw_thermal"] is False
+
+
+def test_another_field_in_the_place_of_a_count_is_no_reading(machine: Machine) -> None:
+    """A driver that numbers the fields otherwise than we think: power smoothing, of another type."""
+    machine.set(*HELD, "set 0 nvlink5 1", driver="570.124")
+    library = Library(machine.library)
+    library.ask()
+    board = Board(library.nvml, library.nvml.nvmlDeviceGetHandleByIndex(0), "580.65")
+    seen = [{name: value for name, _, value, *_ in board.read()} for _ in range(2)][1]
+    assert library.nvml.nvmlDeviceGetFieldValues(board.handle, [252])[0].nvmlReturn == 0
+    assert "gpu.hw_thermal_time" not in seen
+    assert seen["gpu.hw_thermal"] is False
 
 
 def test_an_older_fabric_call(machine: Machine, worker: Worker) -> None:

@@ -284,6 +284,15 @@ def test_errors_are_told_by_how_fast_they_come(node: Node, fault: str, code: str
     assert pass_by(node, 5400) == []  # none came since
 
 
+def test_nvlink_errors_as_blackwell_counts_them(node: Node) -> None:
+    node.machine.inject("nvml", gpu=3, text="nvlink5 1")
+    node.machine.inject("nvlink-errors", gpu=3, code=67)
+    assert pass_by(node, 120) == []
+    node.machine.inject("nvlink-errors", gpu=3, code=2000)
+    assert pass_by(node, 60) == ["GPU_NVLINK_ERRORS"]
+    assert pass_by(node, 5400) == []
+
+
 def test_what_was_counted_before_we_looked_is_no_news(node: Node) -> None:
     node.machine.inject("nvlink-errors", gpu=3, code=100_000)
     node.memory = rules.begin(None, "boot")

@@ -187,6 +187,56 @@ def test_clocks_that_are_held_down_for_seconds_and_for_minutes(story: Story) -> 
     assert story.changes == ["+GPU_THROTTLED", "-GPU_THROTTLED"]
 
 
+class Counted(Story):
+    """A GPU whose driver counts how long its clocks were held down."""
+
+    held = 0.0
+
+    def hold(self, seconds: float, key: str = "hw-thermal-time") -> None:
+        """They were, since the last look; nothing shows of it now."""
+        self.held += seconds
+        self.node.machine.inject("nvml", gpu=3, text=f"{key} {self.held * 1e9:.0f}")
+        self.changed()
+
+
+@pytest.fixture
+def counted(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    monkeypatch.setenv("SLURM_HEALTH_FAKE_NVML", str(tmp_path / "nvml"))
+    monkeypatch.setattr("slurm_health.sandbox.sysfs.DRIVER", "590.44")
+    node = Node(tmp_path, library)
+    yield Counted(node)
+    node.worker.stop()
+    node.log.close()
+
+
+@pytest.mark.parametrize("key", ["hw-thermal-time", "power-brake-time"])
+def test_clocks_that_are_held_down_between_looks(counted: Counted, key: str) -> None:
+    counted.hold(0, key)
+    counted.goes_on(15)
+    for _ in range(4):
+        counted.hold(5, key)  # at the start of a load
+        counted.goes_on(5 * MINUTE)
+    assert counted.told == []
+    for _ in range(8):
+        counted.hold(12, key)
+        counted.goes_on(30)
+    assert [(what, code, device) for _, what, code, device in counted.told] == [
+        ("opened", "GPU_THROTTLED", GPU3)
+    ]
+    counted.goes_on(HOUR)
+    assert counted.changes == ["+GPU_THROTTLED", "-GPU_THROTTLED"]
+
+
+def test_a_short_throttle_at_each_look_is_not_taken_for_a_long_one(counted: Counted) -> None:
+    counted.hold(0)
+    counted.look(15)
+    counted.node.machine.inject("throttle", gpu=3, text="thermal")
+    for _ in range(24):
+        counted.hold(1)  # a second of each quarter of a minute, always when it is looked at
+        counted.look(15)
+    assert counted.told == []
+
+
 def test_a_driver_that_hangs_and_comes_back(story: Story) -> None:
     story.node.machine.inject("driver-hang")
     asked = time.monotonic()

@@ -61,6 +61,7 @@ FAULTS: dict[str, Fault] = {
         _fault("mig", "gpu", "MIG mode is on"),
         _fault("memory-used", "gpu code", "so many MiB are in use, by no process"),
         _fault("process", "gpu code", "process code is on the GPU (text: a fake one with that environment)"),
+        _fault("nvml", "gpu text", "NVML tells this of the GPU (text: a key of nvml.c and a number)"),
         _fault("nvml-error", "text code", "the NVML call that text names returns code (on GPU gpu or all)"),
         _fault("ib-down", "port", "an InfiniBand port is down"),
         _fault("ib-slow", "port", "an InfiniBand port has half its rate"),

@@ -280,7 +280,7 @@ class Machine:
                     lines.append(f"set {gpu} nvlinks-down {1 << (3 if code is None else code)}")
                 case "nvlink-errors":
                     count = 1000 if code is None else code
-                    lines += [f"link {gpu} 3 crc {count}", f"link {gpu} 3 replay {count}"]
+                    lines += [f"link {gpu} 3 {what} {count}" for what in ("crc", "replay", "symbol")]
                 case "retired":
                     lines += [f"set {gpu} retired-dbe 1", f"set {gpu} retired-pending 1"]
                 case "sram":
@@ -301,6 +301,8 @@ class Machine:
                     lines.append(f"set {gpu} memory-used {code << 20}")
                 case "process":
                     lines.append(f"process {gpu} {code} {PROCESS_MEMORY}")
+                case "nvml":
+                    lines.append(f"set {gpu} {fault['text']}")
                 case "nvml-error":
                     lines.append(f"fail {fault['text']} {gpu} {code}")
         self._put(self.folder / "nvml", "\n".join([*lines, "end"]))

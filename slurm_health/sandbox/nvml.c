@@ -10,7 +10,7 @@
  *   gpu SLOT PCI UUID SERIAL MINOR NAME  (NAME is the rest of the line)
  *   set SLOT KEY NUMBER                  (keys: the table below)
  *   vbios SLOT VERSION
- *   link SLOT LINK WHAT NUMBER           (WHAT: crc, replay, recovery; errors counted on that NVLink)
+ *   link SLOT LINK WHAT NUMBER           (WHAT: what is counted on that NVLink, the table COUNTS)
  *   fail CALL SLOT CODE                  (SLOT -1: every GPU and calls without one; "field230": that field)
  *   hang CALL                            (CALL "*": every call); it blocks until the line is gone
  *   process SLOT PID BYTES
@@ -49,7 +49,7 @@ enum key {
 	THROTTLE, PSTATE, FAN, MEMORY_TEMPERATURE, SHUTDOWN, SLOWDOWN, MEMORY_LIMIT, MARGIN, SHUTDOWN_MARGIN,
 	SLOWDOWN_MARGIN, SRAM_THRESHOLD, FABRIC, FABRIC_STATUS, FABRIC_MASK, FABRIC_SUMMARY, LINK_GEN,
 	LINK_GEN_MAX, LINK_WIDTH, LINK_WIDTH_MAX, REPLAY, NVLINKS, NVLINKS_DOWN, PERSISTENCE, ECC,
-	MIG, MEMORY, MEMORY_USED, SM_CLOCK, KEY_COUNT
+	MIG, MEMORY, MEMORY_USED, SM_CLOCK, SW_THERMAL_TIME, HW_THERMAL_TIME, POWER_BRAKE_TIME, NVLINK5, KEY_COUNT
 };
 static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
 	[GONE] = {"gone", 0},
@@ -97,13 +97,26 @@ static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
 	[MEMORY] = {"memory", 85520809984LL}, /* H100 SXM 80 GB: 81559 MiB */
 	[MEMORY_USED] = {"memory-used", 0},
 	[SM_CLOCK] = {"sm-clock", 345},
+	[SW_THERMAL_TIME] = {"sw-thermal-time", NONE}, /* ns that it held the clocks down */
+	[HW_THERMAL_TIME] = {"hw-thermal-time", NONE},
+	[POWER_BRAKE_TIME] = {"power-brake-time", NONE},
+	[NVLINK5] = {"nvlink5", 0}, /* as on Blackwell: NVLinks are counted otherwise */
+};
+
+/* What is counted on an NVLink, and the NVML_FI_DEV_NVLINK_* of one link before NVLink 5 and from it on. */
+enum { CRC, REPLAYS, RECOVERIES, EFFECTIVE_BER = 9, SYMBOL_BER = 11, COUNT_COUNT };
+enum { NO_ERRORS = 0xFFF }; /* a bit error rate of 15e-255 */
+static const struct { const char *name; unsigned before, since; } COUNTS[COUNT_COUNT] = {
+	{"crc", 163, 0}, {"replay", 161, 0}, {"recovery", 162, 215}, {"overrun", 0, 207}, {"receive", 0, 208},
+	{"integrity", 0, 211}, {"discards", 0, 212}, {"recovery-failed", 0, 214}, {"effective", 0, 219},
+	{"effective-ber", 0, 220}, {"symbol", 0, 221}, {"symbol-ber", 0, 222},
 };
 
 struct gpu {
 	int known, minor;
 	char pci[32], uuid[WORD], serial[32], vbios[32], name[WORD];
 	long long value[KEY_COUNT];
-	unsigned errors[LINKS][3]; /* crc, replay, recovery */
+	unsigned counted[LINKS][COUNT_COUNT];
 };
 struct process { int slot; unsigned pid; unsigned long long bytes; };
 struct state {
@@ -140,6 +153,8 @@ static int parse(FILE *file, struct state *s)
 			snprintf(g.name, sizeof(g.name), "%s", line + length);
 			for (int key = 0; key < KEY_COUNT; key++)
 				g.value[key] = KEYS[key].usual;
+			for (link = 0; link < LINKS; link++)
+				g.counted[link][EFFECTIVE_BER] = g.counted[link][SYMBOL_BER] = NO_ERRORS;
 			s->gpu[slot] = g;
 			if (slot >= s->gpus)
 				s->gpus = slot + 1;
@@ -151,8 +166,9 @@ static int parse(FILE *file, struct state *s)
 			if (slot >= 0 && slot < SLOTS)
 				strcpy(s->gpu[slot].vbios, g.vbios);
 		} else if (sscanf(line, "link %d %u %95s %lld", &slot, &link, word, &number) == 4) {
-			if (slot >= 0 && slot < SLOTS && link < LINKS)
-				s->gpu[slot].errors[link][*word == 'c' ? 0 : word[2] == 'p' ? 1 : 2] = (unsigned)number;
+			for (int i = 0; slot >= 0 && slot < SLOTS && link < LINKS && i < COUNT_COUNT; i++)
+				if (!strcmp(COUNTS[i].name, word))
+					s->gpu[slot].counted[link][i] = (unsigned)number;
 		} else if (s->fails < RULES && sscanf(line, "fail %95s %d %lld", word, &slot, &number) == 3) {
 			strcpy(s->fail[s->fails].call, word);
 			s->fail[s->fails].slot = slot;
@@ -556,17 +572,49 @@ struct field {
 
 enum { DOUBLE, UNSIGNED, LONG, UNSIGNED_LONG_LONG, LONG_LONG, SIGNED }; /* NVML_VALUE_TYPE_* */
 
-/* NVLink errors of one kind on one link, or on all of them. */
-static unsigned link_errors(const struct gpu *g, int kind, unsigned link)
+/* What is counted of one kind on all links. */
+static unsigned on_all_links(const struct gpu *g, int kind)
 {
 	unsigned sum = 0;
 
 	for (unsigned i = 0; i < LINKS; i++)
-		sum += link == LINKS || link == i ? g->errors[i][kind] : 0;
+		sum += g->counted[i][kind];
 	return sum;
 }
 
-static nvmlReturn_t field(const struct gpu *g, struct field *f)
+/* One of one link: known to the driver, to the board, and of a link that it has. */
+static nvmlReturn_t on_a_link(const struct gpu *g, struct field *f)
+{
+	const long long *v = g->value;
+
+	for (int i = 0; i < COUNT_COUNT; i++)
+		if (f->id == (v[NVLINK5] ? COUNTS[i].since : COUNTS[i].before)) {
+			if (f->scope >= (unsigned)v[NVLINKS])
+				return v[NVLINKS] ? INVALID_ARGUMENT : NOT_SUPPORTED;
+			f->type = v[NVLINK5] ? UNSIGNED_LONG_LONG : UNSIGNED;
+			f->value.ull = g->counted[f->scope][i];
+			return SUCCESS;
+		}
+	return NOT_SUPPORTED;
+}
+
+/* How long clocks were held down. The fields have moved: R590 has others in their place. */
+static nvmlReturn_t held_down(const long long *v, int driver, struct field *f)
+{
+	static const enum key TIMES[] = {SW_THERMAL_TIME, HW_THERMAL_TIME, POWER_BRAKE_TIME};
+	unsigned first = driver >= 590 ? 269 : 251;
+
+	f->type = UNSIGNED;
+	if (driver < 575 || (f->id != first && f->id != first + 1 && f->id != first + 2)) {
+		f->value.ull = 1; /* power smoothing */
+		return v[NVLINK5] ? SUCCESS : NOT_SUPPORTED;
+	}
+	f->type = UNSIGNED_LONG_LONG;
+	f->value.ull = (unsigned long long)v[TIMES[f->id - first]];
+	return v[TIMES[f->id - first]] == NONE ? NOT_SUPPORTED : SUCCESS;
+}
+
+static nvmlReturn_t field(const struct gpu *g, int driver, struct field *f)
 {
 	const long long *v = g->value;
 	const int board = f->id == 193 ? SHUTDOWN_MARGIN : SLOWDOWN_MARGIN;
@@ -592,23 +640,31 @@ static nvmlReturn_t field(const struct gpu *g, struct field *f)
 		n = v[MEMORY_TEMPERATURE];
 		break;
 	case 38: case 45: case 52: case 59: /* the sums of all links, CRC of flits and of data */
+		if (!v[NVLINKS] || v[NVLINK5])
+			return NOT_SUPPORTED;
+		n = f->id == 45 ? 0 : on_all_links(g, f->id == 38 ? CRC : f->id == 52 ? REPLAYS : RECOVERIES);
+		break;
 	case 91:
 		if (!v[NVLINKS])
 			return NOT_SUPPORTED;
-		n = f->id == 91 ? v[NVLINKS] : f->id == 45 ? 0
-						    : link_errors(g, f->id == 38 ? 0 : f->id == 52 ? 1 : 2, LINKS);
+		n = v[NVLINKS];
 		break;
 	case 94: n = v[REPLAY]; break;
 	case 142: n = v[REMAP_CORRECTED]; break;
 	case 143: n = v[REMAP_UNCORRECTED]; break;
 	case 144: n = v[REMAP_PENDING] != 0; break;
 	case 145: n = v[REMAP_FAILED] != 0; break;
-	case 161: case 162: case 163: case 165:
+	case 165:
 		if (f->scope >= (unsigned)v[NVLINKS])
 			return v[NVLINKS] ? INVALID_ARGUMENT : NOT_SUPPORTED;
-		n = f->id == 165 ? !(v[NVLINKS_DOWN] >> f->scope & 1)
-				 : link_errors(g, f->id == 163 ? 0 : f->id == 161 ? 1 : 2, f->scope);
+		n = !(v[NVLINKS_DOWN] >> f->scope & 1);
 		break;
+	case 161: case 162: case 163:
+	case 206: case 207: case 208: case 209: case 210: case 211: case 212: case 213: case 214: case 215:
+	case 216: case 217: case 218: case 219: case 220: case 221: case 222:
+		return on_a_link(g, f);
+	case 251: case 252: case 253: case 269: case 270: case 271:
+		return held_down(v, driver, f);
 	case 193: case 194:
 		f->type = SIGNED;
 		if (v[board] == NONE)
@@ -638,7 +694,7 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, struct fie
 		snprintf(name, sizeof(name), "field%u", f->id);
 		f->code = fails(&s, name, slot);
 		if (!f->code)
-			f->code = field(g, f);
+			f->code = field(g, atoi(s.driver), f);
 	}
 	return SUCCESS;
 }
@@ -800,6 +856,19 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsi
 	return SUCCESS;
 }
 
+struct violation { unsigned long long reference, time; };
+
+/* That heat (policy 1) had the driver hold the clocks down; the others are not ours to tell. */
+nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, unsigned policy, struct violation *violation)
+{
+	DEVICE_CALL(device, violation);
+	if (policy != 1 || v[SW_THERMAL_TIME] == NONE)
+		return NOT_SUPPORTED;
+	violation->reference = 0;
+	violation->time = (unsigned long long)v[SW_THERMAL_TIME];
+	return SUCCESS;
+}
+
 #define NUMBER(function, key)                                          \
 	nvmlReturn_t function(nvmlDevice_t device, unsigned *number)   \
 	{                                                              \
@@ -895,11 +964,11 @@ nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, unsign
 nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned link, unsigned counter,
 					     unsigned long long *n)
 {
-	static const int KINDS[] = {1, 2, 0}; /* NVML_NVLINK_ERROR_DL_REPLAY, RECOVERY, CRC_FLIT */
+	static const int KINDS[] = {REPLAYS, RECOVERIES, CRC}; /* NVML_NVLINK_ERROR_DL_REPLAY, RECOVERY, CRC_FLIT */
 
 	DEVICE_CALL(device, n);
 	if (link >= (unsigned)v[NVLINKS] || link >= LINKS)
 		return INVALID_ARGUMENT;
-	*n = counter < 3 ? g->errors[link][KINDS[counter]] : 0;
+	*n = counter < 3 ? g->counted[link][KINDS[counter]] : 0;
 	return SUCCESS;
 }

@@ -27,8 +27,19 @@ EACH_PASS = (
     *(ECC_VOLATILE, ECC_AGGREGATE, RETIRED_SINGLE, RETIRED_DOUBLE, RETIRED_PENDING, MEMORY_TEMPERATURE),
     *(PCIE_REPLAY, REMAP_PENDING, REMAP_FAILED, RECOVERY_ACTION),
 )
-# what is counted on NVLinks: the field of one link (from Hopper on), those of all links together (before)
+# How long clocks were held down since the driver was loaded, in ns: NVML_FI_DEV_CLOCKS_EVENT_REASON_*. They
+# have moved: R575 and R580 (nvml.h of CUDA 12.9 and 13.0) have the first number, R590 (13.1) the second.
+HELD_DOWN = {"gpu.sw_thermal": (251, 269), "gpu.hw_thermal": (252, 270), "gpu.hw_power_brake": (253, 271)}
+HELD_DOWN_SINCE, HELD_DOWN_MOVED = 575, 590
+THERMAL_POLICY = 1  # NVML_PERF_POLICY_THERMAL: the first of these, for older drivers
+# what is counted on NVLinks: the field of one link (Hopper), those of all links together (before)
 LINK_ERRORS = {"crc": (163, (38, 45)), "replay": (161, (52,)), "recovery": (162, (59,))}
+# of one link from Blackwell on, in place of those: NVML_FI_DEV_NVLINK_COUNT_*
+LINK_COUNTS = {
+    "overrun": 207, "receive": 208, "integrity": 211, "discards": 212, "recovery_failed": 214,
+    "recovery": 215, "symbol": 221,
+}  # fmt: skip
+LINK_RATES = {"effective_ber": 220, "symbol_ber": 222}
 MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS
 LINK_UP = {1, 2}  # NVML_NVLINK_STATE_ACTIVE, _SLEEP
 
@@ -36,8 +47,14 @@ LINK_UP = {1, 2}  # NVML_NVLINK_STATE_ACTIVE, _SLEEP
 class Board:
     """A GPU, found by its handle. `read` raises NVMLError where it is lost, and at nothing else."""
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
+    def __init__(self, nvml: Any, handle: Any, driver: str = "") -> None:
         self.nvml, self.handle = nvml, handle
+        release = int(major) if (major := driver.partition(".")[0]).isdecimal() else 0
+        self.held_down = (
+            {name: fields[release >= HELD_DOWN_MOVED] for name, fields in HELD_DOWN.items()}
+            if release >= HELD_DOWN_SINCE
+            else {}
+        )
         info = nvml.nvmlDeviceGetPciInfo(handle)
         self.device = address(_text(info.busId))
         self.passes = 0
@@ -94,8 +111,8 @@ class Board:
         if error.value in (self.nvml.NVML_ERROR_NOT_SUPPORTED, self.nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
             self.without.add(key)
 
-    def _fields(self, wanted: Iterable[Field]) -> dict[Field, int]:
-        """The fields that there are, asked in one call."""
+    def _fields(self, wanted: Iterable[Field], kind: int | None = None) -> dict[Field, int]:
+        """The fields that there are (and are of that type), asked in one call."""
         nvml = self.nvml
         asked = [field for field in wanted if field not in self.without]
         try:
@@ -106,7 +123,7 @@ class Board:
         found: dict[Field, int] = {}
         for field, answer in zip(asked, answers, strict=True):
             if answer.nvmlReturn == nvml.NVML_SUCCESS:
-                if (number := self._number(answer)) is not None:
+                if kind in (None, answer.valueType) and (number := self._number(answer)) is not None:
                     found[field] = number
             else:
                 self._failed(nvml.NVMLError(answer.nvmlReturn), field)
@@ -245,8 +262,31 @@ class Board:
                 yield self._row(f"gpu.nvlink_{kind}", sum(counts.values()), f"by link {some}" if some else "")
             elif told := [found[one] for one in sums if one in found]:
                 yield self._row(f"gpu.nvlink_{kind}", sum(told))
+        if not found:
+            yield from self._link_counts()
 
-    def _state(self) -> Iterator[Row]:
+    def _link_counts(self) -> Iterator[Row]:
+        """The same as Blackwell and later count it, and the bit error rates (of the worst link)."""
+        fields = (*LINK_COUNTS.values(), *LINK_RATES.values())
+        found = self._fields((field, link) for field in fields for link in self.links)
+        for kind, field in LINK_COUNTS.items():
+            if counts := {link: found[field, link] for link in self.links if (field, link) in found}:
+                some = ", ".join(f"{link}: {count}" for link, count in counts.items() if count)
+                yield self._row(f"gpu.nvlink_{kind}", sum(counts.values()), f"by link {some}" if some else "")
+        for kind, field in LINK_RATES.items():
+            rates = [
+                (_bit_error_rate(found[field, link]), link) for link in self.links if (field, link) in found
+            ]
+            if rates:
+                rate, link = max(rates)
+                yield self._row(f"gpu.nvlink_{kind}", rate, f"{rate:.0e} on link {link}")
+
+    def _clocks(self) -> Iterator[Row]:
+        """For how many milliseconds something has held the clocks down since the driver was loaded. What is
+        not counted, or was not before, is told as it is now."""
+        held = self._held_down()
+        for name, milliseconds in held.items():
+            yield self._row(f"{name}_time", milliseconds, f"{milliseconds} ms since the driver was loaded")
         reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if reasons is None:  # its name before R535
             reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -259,7 +299,21 @@ class Board:
                 ("gpu.hw_slowdown", reasons & HW_SLOWDOWN and not named),  # set beside those two as well
                 ("gpu.sw_thermal", reasons & SW_THERMAL),
             ):
-                yield self._row(name, bool(active), words if active else "")
+                if name not in held or not self.passes:
+                    yield self._row(name, bool(active), words if active else "")
+
+    def _held_down(self) -> dict[str, int]:
+        # Of another type it is another field, by a driver that numbers them otherwise.
+        found = self._fields(self.held_down.values(), self.nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG)
+        held = {name: found[field] // 10**6 for name, field in self.held_down.items() if field in found}
+        if "gpu.sw_thermal" not in held:
+            violation = self._ask("nvmlDeviceGetViolationStatus", THERMAL_POLICY)
+            if violation is not None and violation.violationTime not in BLANK:
+                held["gpu.sw_thermal"] = violation.violationTime // 10**6
+        return held
+
+    def _state(self) -> Iterator[Row]:
+        yield from self._clocks()
         for name, call in (
             ("gpu.pcie_generation", "nvmlDeviceGetCurrPcieLinkGeneration"),
             ("gpu.pcie_width", "nvmlDeviceGetCurrPcieLinkWidth"),
@@ -326,6 +380,11 @@ class Board:
             if one.pid:  # 0: of a pid namespace that we cannot see
                 used = "" if one.usedGpuMemory is None else f"{one.usedGpuMemory >> 20} MiB"
                 yield self._row("gpu.process", one.pid, used, one.pid)
+
+
+def _bit_error_rate(value: int) -> float:
+    """NVML_NVLINK_ERROR_COUNTER_BER_GET: exponent in bits 0 to 7, mantissa in 8 to 11. No errors: 15e-255."""
+    return float(f"{value >> 8 & 0xF}e-{value & 0xFF}")
 
 
 def _text(value: str | bytes) -> str:

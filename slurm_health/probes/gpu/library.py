@@ -30,6 +30,7 @@ class Library:
         self.nvml: Any = pynvml
         self.file = file
         self.ready = False
+        self.driver = ""
         self.boards: dict[int, Board] = {}  # by the address of NVML's handle
         self.known: dict[int, str] = {}  # index -> PCI address, for a GPU that no longer tells its own
 
@@ -50,8 +51,8 @@ class Library:
             self._end()
             return {"error": str(error), "readings": []}
         with contextlib.suppress(nvml.NVMLError):
-            version = nvml.nvmlSystemGetDriverVersion()
-            rows.append(("gpu.driver_version", "", version, "", 0))
+            self.driver = nvml.nvmlSystemGetDriverVersion()
+            rows.append(("gpu.driver_version", "", self.driver, "", 0))
         unable = []
         for index in range(count):
             try:
@@ -70,7 +71,7 @@ class Library:
         place = ctypes.cast(handle, ctypes.c_void_p).value or 0
         board = self.boards.get(place)
         if board is None:
-            board = self.boards[place] = Board(self.nvml, handle)
+            board = self.boards[place] = Board(self.nvml, handle, self.driver)
         self.known[index] = board.device
         return [("gpu.index", board.device, index, "", 0), *board.read()]
 
