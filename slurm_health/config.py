@@ -158,6 +158,22 @@ class Resume(Section):
     )
 
 
+def _about_a_node(command: tuple[str, ...]) -> tuple[str, ...]:
+    if command and not (command[0].startswith("/") and any("{node}" in part for part in command[1:])):
+        raise ValueError('write a path and its arguments, one of them with {node}: ["/sbin/off", "{node}"]')
+    return command
+
+
+class Fence(Section):
+    """How a dead node that keeps a job from ending is made sure to be off, before it is set DOWN."""
+
+    command: Annotated[tuple[str, ...], AfterValidator(_about_a_node)] = Field(
+        (), description="what switches {node} off and exits 0 when it is; empty: you are told, no more"
+    )
+    after: Seconds = Field(300.0, description="so long is a job COMPLETING before it is stuck")
+    deadline: Seconds = Field(60.0, description="the command is ended after this long, and has failed")
+
+
 class Notify(Section):
     """Who is told of what happens, besides the jobs' owners."""
 
@@ -272,6 +288,7 @@ class Config(Section):
     budget: Budget = Budget()
     requeue: Requeue = Requeue()
     resume: Resume = Resume()
+    fence: Fence = Fence()
     notify: Notify = Notify()
     slurm: Slurm = Slurm()
     ledger: Ledger = Ledger()

@@ -173,6 +173,7 @@ class Controller:
             group.create_task(self.rescue.follow())
             group.create_task(self.silence.follow())
             group.create_task(self.notify.follow())
+            group.create_task(self.rescue.fence.run())
             group.create_task(self._keep_house())
 
     async def _watch(self) -> None:
@@ -262,8 +263,9 @@ class Controller:
         for one in self.ledger.open_incidents(names):
             incidents[one.node].append(one)
         attempts: dict[str, list[Any]] = defaultdict(list)
-        for row in self.ledger.attempts("drain", time.time() - LATE):
-            attempts[row.target].append(row)
+        for kind in ("drain", "down"):
+            for row in self.ledger.attempts(kind, time.time() - LATE):
+                attempts[row.target].append(row)
         ours = {row.name: row for row in self.ledger.out_by_us()}
         cases = []
         for name in sorted(names):
@@ -472,7 +474,7 @@ class Controller:
         known = self.ledger.node(case.name)
         if now - when > SILENT or known is None or known.blind:
             return False
-        times = self.ledger.returned_since(case.name, now - FLAPPING)
+        times = self.ledger.done_since("resume", case.name, FAULT_GONE, now - FLAPPING)
         return policy.returns(case.state, case.pressing, site.codes, site.after, times, now)
 
     async def _return(self, case: Case) -> None:

@@ -180,6 +180,17 @@ def returns(
     return bool(against) and now - max(one.cleared for one in against) >= after * 2**times
 
 
+def spared(node: Node, ours: Drained, others: Iterable[str]) -> str:
+    """Why a node that keeps a job from ending is not set DOWN, which would end all that is on it, or ""."""
+    if (node.reason, node.since) != (ours.reason, ours.since) or not ours.reason:
+        return "its drain is not ours"
+    if busy := sorted(node.flags & ELSEWHERE):
+        return f"node is {'+'.join(busy).lower()}"
+    if neighbours := ", ".join(sorted(others)):
+        return f"job {neighbours} is on it, too"
+    return ""
+
+
 def obstacle(node: Node, outlook: Outlook) -> str:
     """Why a node in service is not drained though it should be, or ""."""
     if outlook.mode == "observe":
@@ -489,6 +500,11 @@ def foremost(priority: int, nice: int) -> int:
     what is missing to the highest would come out as little.
     """
     return max(nice - (FOREMOST - priority), NICEST)
+
+
+def holds_on(job: Job) -> bool:
+    """Whether a job that Slurm lists on a node is still there."""
+    return job.completing or job.state in LIVE
 
 
 def runs(job: Job) -> bool:

@@ -19,6 +19,7 @@ from ClusterShell.RangeSet import RangeSet
 
 from slurm_health import policy, wishes
 from slurm_health.config import Config
+from slurm_health.fence import Fence
 from slurm_health.ledger import NO_ANSWER, Ledger
 from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim, Wish
 from slurm_health.outage import Outage
@@ -53,6 +54,7 @@ class Rescue:
         self.config, self.ledger, self.slurm = config, ledger, slurm
         self.out = out  # nodes that Slurm showed out of service: from no other is a job requeued
         self.outage = outage
+        self.fence = Fence(config, ledger, slurm, outage)
         self.changed = asyncio.Event()
         self.completing: dict[int, float] = {}  # victim -> when its job was last seen COMPLETING
         self.had: dict[int, frozenset[str]] = {}  # victim -> the nodes that it was seen on
@@ -282,6 +284,8 @@ class Rescue:
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
         if job and job.completing:
             self.completing[victim.id] = now
+            if may:
+                self.fence.hear(victim, job, now)
         if job and job.nodes and (job.completing or job.restarts == victim.restarts):
             self.had[victim.id] = self.had.get(victim.id, frozenset()) | set(job.nodes)
         start = (
@@ -542,6 +546,7 @@ class Rescue:
                 self._conclude(kind, victim, f"restarts={job.restarts}")
             what = f"job {victim.label} runs again on {where}, {running - victim.since:.1f} s after the fault"
             self.ledger.notice("ran", victim.incident, what, now, victim.label)
+            self.fence.forget(victim)
             self.ledger.victim(
                 victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
             )
@@ -593,6 +598,7 @@ class Rescue:
     async def _settle(self, victim: Victim, outcome: str) -> None:
         await self._lower(victim)
         await self._let_go(victim, None, time.time())
+        self.fence.forget(victim)
         self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)
         log.info("job %s: %s", victim.label, outcome)
 

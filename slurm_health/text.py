@@ -165,6 +165,8 @@ def timeline(row: dict[str, Any]) -> list[tuple[str, str]]:
         "start": "end the wait of job {target}",
         "tell": "tell job {target}'s owner",
         "resume": "resume {target}",
+        "fence": "make sure that {target} is off",
+        "down": "set {target} DOWN",
     }
     events = [(row["since"], "fault"), (row["opened"], "incident opened")]
     for act in row["actions"]:

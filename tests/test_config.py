@@ -348,3 +348,12 @@ def test_the_shipped_file_is_right_and_shows_the_defaults(file: Path) -> None:
     everything = config.load(str(file))
     assert everything.nodes
     assert everything.rule
+
+
+@pytest.mark.parametrize("command", ['["power-off", "{node}"]', '["/sbin/power-off"]', '["/sbin/{node}"]'])
+def test_a_fence_command_has_a_path_and_is_told_which_node(file: Path, command: str) -> None:
+    file.write_text(f"[fence]\ncommand = {command}\n")
+    [said] = mistakes(file)
+    assert said.startswith(
+        f"{file}: fence.command: write a path and its arguments, one of them with {{node}}"
+    )

@@ -1082,7 +1082,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "latest": lambda ledger: ledger.latest("n1", T),
     "unsettled": lambda ledger: ledger.unsettled("drain", "n1"),
     "ranks": lambda ledger: ledger.ranks(1, 1),
-    "returned_since": lambda ledger: ledger.returned_since("n1", T),
+    "done_since": lambda ledger: ledger.done_since("resume", "n1", FAULT_GONE, T),
     "drained_since": lambda ledger: ledger.drained_since(T),
     "under way": lambda ledger: ledger.drained_since(0, under_way=True),
     "node": lambda ledger: ledger.node("n1"),
@@ -1181,8 +1181,8 @@ def test_only_returns_of_late_for_a_fault_that_was_gone_count(ledger: Ledger) ->
         ("n2", T, FAULT_GONE, "done"),
     ):
         ledger.settle(ledger.intend(incident.id, "resume", node, at, why), outcome, at)
-    assert ledger.returned_since("n1", T - 50) == 1
-    assert ledger.returned_since("n1", T - 100) == 2
+    assert ledger.done_since("resume", "n1", FAULT_GONE, T - 50) == 1
+    assert ledger.done_since("resume", "n1", FAULT_GONE, T - 100) == 2
 
 
 # -- all of it

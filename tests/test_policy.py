@@ -910,3 +910,30 @@ def test_a_node_does_not_return_by_itself_from_what_needs_hands() -> None:
                                    "IDLE DRAIN NOT_RESPONDING", "IDLE FAIL"])  # fmt: skip
 def test_a_node_does_not_return_out_of_others_hands(flags: str) -> None:
     assert not returns(gone(), flags=flags)
+
+
+# -- a job that cannot end
+
+
+@pytest.mark.parametrize(
+    "flags, reason, since, others, why",
+    [
+        ("COMPLETING DRAIN", "slurm-health: x", 7, [], ""),
+        ("COMPLETING DRAIN", "slurm-health: x", 7, ["9", "8_1"], "job 8_1, 9 is on it, too"),
+        ("COMPLETING DRAIN", "slurm-health: x, says Ada", 7, [], "its drain is not ours"),
+        ("COMPLETING DRAIN", "slurm-health: x", 8, [], "its drain is not ours"),
+        ("COMPLETING DRAIN MAINT", "slurm-health: x", 7, [], "node is maint"),
+    ],
+)
+def test_a_node_is_set_down_only_where_it_is_ours_and_empty(
+    flags: str, reason: str, since: int, others: list[str], why: str
+) -> None:
+    node = Node("n1", frozenset(flags.split()), reason, since)
+    assert policy.spared(node, policy.Drained("slurm-health: x", 7), others) == why
+    assert policy.spared(node, policy.Drained(), others) == "its drain is not ours"
+
+
+def test_who_is_still_on_a_node() -> None:
+    assert [policy.holds_on(job(state)) for state in ("RUNNING", "SUSPENDED", "CONFIGURING")] == [True] * 3
+    assert [policy.holds_on(job(state)) for state in ("PENDING", "FAILED", "COMPLETED")] == [False] * 3
+    assert policy.holds_on(job("COMPLETING", completing=True))

@@ -459,10 +459,12 @@ def test_what_a_site_is(bin_: Bin) -> None:
     says("SlurmdUser   = root(0)", "SlurmUser    = nobody(4711)", "SLURM_VERSION = 22.05.8")
     assert bin_.call(CALLS["site"]) == Site(65534, (22, 5))
     assert Site(65534, (22, 5)).forgets_slowly
+    assert Site(65534, (22, 5)).loses_gpus
     says("SLURM_VERSION           = 26.05.0-0rc1", "SlurmUser = 4711", f"BOOT_TIME  = {START}",
          "SlurmctldParameters     = idle_on_node_suspend,enable_expedited_requeue")  # fmt: skip
     assert bin_.call(CALLS["site"]) == Site(4711, (26, 5), STARTED, expedites=True)
     assert not Site(4711, (23, 2)).forgets_slowly
+    assert not Site(4711, (24, 11)).loses_gpus
     for lines in (
         ["nothing"],
         ["SlurmUser = no-such-user(7)", "SLURM_VERSION = 22.05.8"],

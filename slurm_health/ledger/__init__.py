@@ -347,9 +347,9 @@ class Ledger(Store):
         with self.transaction(write=False) as connection:
             return set(connection.scalars(query))
 
-    def returned_since(self, node: str, then: float) -> int:
-        """How often we have put a node back into service since then because its fault was gone."""
-        these = {"kind": "resume", "target": node, "detail": FAULT_GONE, "outcome": "done"}
+    def done_since(self, kind: str, target: str, detail: str, then: float) -> int:
+        """How often exactly this was done since then."""
+        these = {"kind": kind, "target": target, "detail": detail, "outcome": "done"}
         query = sa.select(sa.func.count(actions.c.id)).filter_by(**these)
         with self.transaction(write=False) as connection:
             return int(connection.scalar(query.where(actions.c.intended >= then)) or 0)

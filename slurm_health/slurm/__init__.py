@@ -44,6 +44,13 @@ class Site:
         """
         return self.release < (23, 2)
 
+    @property
+    def loses_gpus(self) -> bool:
+        """Whether the GPUs count as in use for ever that a job gets after it was requeued and then let go of
+        its old node by DOWN alone. 22.05 counts so until slurmctld is started anew, 24.11 and 26.05 do not.
+        """
+        return self.release < (24, 11)
+
 
 class Slurm(Protocol):
     """One way to reach Slurm. Names are Slurm's own; a job is named by its label (see model.Job)."""

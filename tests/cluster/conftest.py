@@ -24,6 +24,8 @@ from slurm_health import client, config
 from slurm_health.sandbox import SandboxError
 from slurm_health.sandbox import cluster as sandbox
 from slurm_health.sandbox.cluster import Sandbox
+from slurm_health.slurm import Site
+from slurm_health.slurm.scontrol import RELEASE
 
 ROOT = str(Path(sandbox.__file__).parents[2])
 NOBODY = pwd.getpwnam("nobody")
@@ -138,6 +140,7 @@ class Cluster:
     def look(self):
         """Note which Slurm this is, and which way to it is in use."""
         self.slurm = self.box.status()["slurm"]
+        self.site = Site(0, tuple(map(int, RELEASE.search(self.slurm).groups())))
         self.backend = self.until(self._way, bool)
 
     def _way(self):
@@ -349,7 +352,9 @@ class Cluster:
         states = re.findall(r"update_node: node (\S+) state set to (\w+)", self.log("ctld/slurmctld.log"))
         back = sorted(node for node, state in states if not state.startswith("DRAIN"))
         if back != sorted(self.resumed):
-            acts = [act for one in self.incidents() for act in one["actions"] if act["kind"] == "resume"]
+            acts = [
+                act for one in self.incidents() for act in one["actions"] if act["kind"] in ("resume", "down")
+            ]
             assert back == sorted([*self.resumed, *(act["target"] for act in acts)])
 
     def _ails(self):
