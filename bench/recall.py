@@ -1,77 +1,113 @@
-"""How many of the labelled lines of real kernel logs are found, and what is found that is none.
+"""What is found in the data of real machines, and what is found that is none.
 
-    python bench/recall.py [FOLDER]
+    python bench/recall.py
 
-FOLDER (../shared/corpus/kmsg) holds logs (*.log) and beside each a table of its labelled lines (*.csv: line,
-class, device, ...). Prints markdown: for each kind of event the labelled lines, those found as that kind, the
-recall, and the lines found that carry no such label.
+Of ../shared/corpus: kernel logs, each with a table of its labelled lines; trees of /sys with a verdict each;
+boards as value sets and nvidia-smi texts, loaded into the fake NVML library. Prints markdown. A line counts
+as found only with the code and the device of its label; a machine only where all its findings, and none
+else, are what its verdict says.
 """
 
 from __future__ import annotations
 
-import csv
+import os
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from slurm_health.logformats import messages
-from slurm_health.probes.kernel import parse_message
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+import corpus
 
-# labels -> the reading that a line with such a label must yield; every other label must yield nothing
-KINDS = {
-    "xid": "kernel.xid",
-    "sxid": "kernel.sxid",
-    "nvrm_lost": "kernel.gpu",
-    "mlx5_access_reg": "kernel.mlx5",
-    "mlx5_module_error": "kernel.mlx5",
-    "mlx5_module_temp": "kernel.mlx5",
-    "md_failure": "kernel.disk",
-    "nvme_dead": "kernel.disk",
-    "nvme_path": "kernel.disk",
-    "nvme_timeout": "kernel.disk",
-    "buffer_io_error": "kernel.disk",
-    "fs_io_error": "kernel.filesystem",
-    "fs_readonly": "kernel.filesystem",
-    "hung_task": "kernel.hung_task",
-    "soft_lockup": "kernel.lockup",
-    "oom_cgroup": "kernel.oom",
-    "oom_constraint": "kernel.oom",
-    "oom_global": "kernel.oom",
-    "oom_invoked": "kernel.oom",
-}
+from slurm_health import rules
+from slurm_health.baseline import Expectations
+from slurm_health.host import Host
+from slurm_health.model import Finding, Severity
+from slurm_health.replay import replay
+from slurm_health.sandbox.library import build
+from slurm_health.scan import scan
+
+BOOK = rules.load()
+Machine = tuple[str, dict[str, int], tuple[Finding, ...]]  # its name, the codes of its verdict, what is found
 
 
-def main(folder: Path) -> None:
-    logs = sorted(folder.glob("*.log"))
-    if not logs:
-        sys.exit(f"{folder}: no logs")
+def main() -> None:
+    if not corpus.LOGS:
+        sys.exit(f"{corpus.CORPUS}: no data")
+    alarms = lines_of_logs()
+    with tempfile.TemporaryDirectory() as folder:
+        machines = {"trees of /sys": list(trees(Path(folder))), "boards": list(boards(Path(folder)))}
+    print(
+        "\n| machines | as the verdict says | faults found | false findings |\n| --- | ---: | ---: | ---: |"
+    )
+    healthy = 0
+    for kind, ones in machines.items():
+        right = faults = hits = false = 0
+        for _, wanted, found in ones:
+            codes = Counter(one.code for one in found)
+            right += codes == wanted
+            faults += sum(wanted.values())
+            hits += sum((codes & Counter(wanted)).values())
+            false += sum((codes - Counter(wanted)).values())
+            if not wanted:
+                healthy += 1
+                alarms += sum(one.severity is Severity.CRITICAL for one in found)
+        print(f"| {kind} | {right} of {len(ones)} | {hits} of {faults} | {false} |")
+    innocent = sum(any(word in log.stem for word in corpus.INNOCENT) for log in corpus.LOGS)
+    print(f"\nFindings at critical on the {healthy} healthy machines, and in the {innocent} logs of healthy")
+    print(f"machines and of nothing but applications' errors: {alarms}.")
+
+
+def lines_of_logs() -> int:
+    """Prints the recall of each kind of event; how many critical events the innocent logs show."""
     labelled, found, false = Counter[str](), Counter[str](), Counter[str]()
-    lines = 0
-    for log in logs:
-        with log.with_suffix(".csv").open() as file:
-            labels = {int(row["line"]): row["class"] for row in csv.DictReader(file)}
-        labelled.update(KINDS[label] for label in labels.values() if label in KINDS)
+    lines = alarms = 0
+    for log in corpus.LOGS:
+        labels = corpus.labels(log)
+        labelled.update(filter(None, (corpus.CLASSES.get(row["class"]) for row in labels.values())))
+        innocent = any(word in log.stem for word in corpus.INNOCENT)
         with log.open(errors="surrogateescape") as file:
-            for number, text in messages(file):
-                if event := parse_message(text):
-                    true = KINDS.get(labels.get(number, "")) == event.name
-                    (found if true else false)[event.name] += 1
+            for event in replay(file, BOOK):
+                row = labels.get(event["line"], {"class": ""})
+                kind = corpus.CLASSES.get(row["class"], "")
+                right = kind and (event["code"], event["device"]) == (corpus.code(row), corpus.spelled(row))
+                (found if right else false)[kind or event["code"]] += 1
+                alarms += innocent and event["severity"] == "critical"
         lines += sum(1 for _ in log.open("rb"))
-    print(f"{len(logs)} logs, {lines} lines, {sum(labelled.values())} of them events\n")
-    print("| reading | labelled lines | found | recall | false findings |")
+    print(f"{len(corpus.LOGS)} logs, {lines} lines, {sum(labelled.values())} of them events\n")
+    print("| code | labelled lines | found, with device and code | recall | false findings |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name in dict.fromkeys(KINDS.values()):
-        print(_row(name, labelled[name], found[name], false[name]))
+    for code in (
+        *dict.fromkeys(corpus.CLASSES.values()),
+        *sorted(false.keys() - set(corpus.CLASSES.values())),
+    ):
+        print(_row(code, labelled[code], found[code], false[code]))
     print(_row("all", sum(labelled.values()), sum(found.values()), sum(false.values())))
+    return alarms
 
 
-def _row(name: str, labelled: int, found: int, false: int) -> str:
-    return f"| {name} | {labelled} | {found} | {found / labelled if labelled else 1:.1%} | {false} |"
+def _row(code: str, labelled: int, found: int, false: int) -> str:
+    return f"| {code} | {labelled} | {found} | {found / labelled if labelled else 1:.1%} | {false} |"
+
+
+def trees(folder: Path) -> Iterator[Machine]:
+    for tree in corpus.TREES:
+        name, root = corpus.unpacked(tree, folder / tree.name)
+        expectations, codes = corpus.EXPECTED.get(name, (Expectations(), set()))
+        many = corpus.MANY.get(name, 1)
+        yield name, dict.fromkeys(codes, many), scan(Host(root), expectations, BOOK, "/nowhere").findings
+
+
+def boards(folder: Path) -> Iterator[Machine]:
+    library = str(build(folder / "libnvidia-ml.so.1"))
+    for name, lines in corpus.boards().items():
+        root = folder / f"{name}.root"
+        root.mkdir()
+        corpus.told(root, lines)
+        os.environ["SLURM_HEALTH_FAKE_NVML"] = str(root / "nvml")
+        yield name, corpus.FAULTS.get(name, {}), scan(Host(root), Expectations(), BOOK, library).findings
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1])
-        if len(sys.argv) > 1
-        else Path(__file__).resolve().parents[1].with_name("shared") / "corpus/kmsg"
-    )
+    main()

@@ -2,64 +2,20 @@
 
 import csv
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
+from corpus import CLASSES, CORPUS, EXPECTED, INNOCENT, LOGS, TREES, code, labels, spelled, unpacked
 
 from slurm_health import config, rules
 from slurm_health.baseline import Baseline, Expectations, learn
 from slurm_health.expected import section
 from slurm_health.host import Host
+from slurm_health.probes.kernel.nvlink import decode
 from slurm_health.replay import replay
 from slurm_health.scan import scan
 
-CORPUS = Path(__file__).resolve().parents[1].with_name("shared") / "corpus"
-LOGS = sorted(CORPUS.glob("kmsg/*.log"))
-TREES = sorted(CORPUS.glob("sysfs/*.tar.gz"))
-# what is an event, and its code; the corpus labels more that is none
-CLASSES = {
-    "xid": "GPU_XID",
-    "sxid": "NVSWITCH_SXID",
-    "nvrm_lost": "GPU_XID_79",
-    "mlx5_access_reg": "NIC_HEALTH",
-    "mlx5_module_error": "NIC_HEALTH",
-    "mlx5_module_temp": "NIC_HEALTH",
-    "buffer_io_error": "DISK_ERRORS",
-    "fs_io_error": "DISK_ERRORS",
-    "fs_readonly": "DISK_READ_ONLY",
-    "md_failure": "DISK_ERRORS",
-    "nvme_dead": "DISK_ERRORS",
-    "nvme_path": "DISK_ERRORS",
-    "nvme_timeout": "DISK_ERRORS",
-    "hung_task": "KERNEL_HUNG_TASK",
-    "soft_lockup": "KERNEL_LOCKUP",
-    "oom_cgroup": "KERNEL_OOM",
-    "oom_constraint": "KERNEL_OOM",
-    "oom_global": "KERNEL_OOM",
-    "oom_invoked": "KERNEL_OOM",
-}
 BOOK = rules.load()
-# nothing but applications' errors, or nothing at all
-INNOCENT = ("healthy", "xid13-43", "userspace", "peermem", "filemax", "segfault", "nvswitch-open", "veth")
-
-
-def spelled(row: dict[str, str]) -> str:
-    """A label's device as findings spell it: "EXT4-fs (sda1)" is sda1, "18:00" is 0000:18:00.0."""
-    device = row["device"].lower()
-    if row["class"] == "soft_lockup":
-        return ""  # the label names the processor
-    if row["class"].startswith("fs_"):
-        return device.partition("(")[2].rstrip(")")
-    if row["class"] in ("xid", "sxid", "nvrm_lost"):
-        device = device if device.count(":") > 1 else f"0000:{device}"
-        return device if "." in device else f"{device}.0"
-    return device
-
-
-def labels(log: Path) -> dict[int, dict[str, str]]:
-    with log.with_suffix(".csv").open() as file:
-        return {int(row["line"]): row for row in csv.DictReader(file)}
 
 
 if LOGS:
@@ -73,8 +29,7 @@ if LOGS:
         for line, one in found.items():
             row = rows[line]
             numbered = row["class"] in ("xid", "sxid")
-            code = CLASSES[row["class"]]
-            assert one["code"] == (f"{code}_{row['code']}" if numbered else code)
+            assert one["code"] == code(row)
             assert one["device"] == spelled(row)
             assert one["xid"] == (int(row["code"]) if row["class"] == "xid" else None)
             if numbered:
@@ -98,23 +53,10 @@ if LOGS:
 
 
 if TREES:
-    EXPECTED = {
-        "gpud-h100": (Expectations(ib_ports=8, ib_gbps=400), set()),
-        "gcm-learn_good": (Expectations(ib_ports=8, ib_gbps=200), set()),
-        "gcm-learn_ib_intf_bad_rate": (Expectations(ib_ports=8, ib_gbps=200), {"IB_PORT_SLOW"}),
-        "gcm-cache_milan_good": (Expectations(), set()),
-        "gcm-compute_samsung980pro-downgraded": (
-            Expectations(ib_gbps=200, pcie={"0000:8d:00.0": (16, 16.0)}),
-            {"PCIE_DEGRADED"},
-        ),
-    }
 
     @pytest.mark.parametrize("tree", TREES, ids=lambda path: path.name.partition(".")[0])
     def test_trees(tree: Path, tmp_path: Path) -> None:
-        with tarfile.open(tree) as archive:
-            archive.extractall(tmp_path, filter="tar")
-        name = tree.name.partition(".")[0]
-        root = tmp_path / name if (tmp_path / name).is_dir() else tmp_path
+        name, root = unpacked(tree, tmp_path)
         expectations, codes = EXPECTED.get(name, (Expectations(), set()))
         result = scan(Host(root), expectations, BOOK, "/nowhere/libnvidia-ml.so.1")
         assert {one.code for one in result.findings} == codes
@@ -177,3 +119,31 @@ if TWINS.is_dir():
         expected = Expectations(**config.load(str(file)).expected("n1"))
         result = scan(built(sick, tmp_path / "sick"), expected, BOOK)
         assert {(one.code, one.device, str(one.severity)) for one in result.findings} == found
+
+
+# -- the catalogues ----------------------------------------------------------------------
+
+TABLES = CORPUS.with_name("reference")
+TO_DO = {"RESET_GPU": "reset", "IGNORE": "ignore", "XID_154_EVAL": "follow"}
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (TABLES / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+if TABLES.is_dir():
+
+    @pytest.mark.parametrize("kind", ["xid", "sxid"])
+    def test_every_number_of_the_tables_is_known(kind: str) -> None:
+        numbers = {int(row[kind]) for row in table(f"{kind}s")}
+        assert len(numbers) > 90
+        assert numbers <= BOOK.events[f"kernel.{kind}"].keys()
+
+    @pytest.mark.parametrize("layout", ["intrinfo_v1_driver_lt_R575", "intrinfo_v2_driver_ge_R575"])
+    def test_every_row_of_nvlink_5_decodes_to_what_is_to_be_done(layout: str) -> None:
+        for row in table("xid_nvlink5_rules"):
+            info = int(row[layout].replace("-", "0"), 2)
+            for status in row["error_status_hex"].split("/"):
+                said = decode(int(row["xid"]), row["unit"], info, int(status or "0", 16))
+                assert said == TO_DO[row["immediate_action"]], row

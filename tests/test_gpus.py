@@ -1,5 +1,7 @@
 """What a GPU's readings mean beside what it was when it was healthy. (Missing, ECC: test_baseline.py.)"""
 
+from dataclasses import replace
+
 import pytest
 
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
@@ -134,6 +136,21 @@ def test_what_is_set_otherwise_than_it_was(changed: dict[str, Value], said: str)
     assert says(learn(HEALTHY, report)[0], report, "drift") is True
     again = learn(begin(HEALTHY, "next boot"), report)[0]
     assert says(again, report, "drift") is False  # a boot makes it meant
+
+
+def test_a_gpu_that_was_swapped_is_told_until_the_next_boot() -> None:
+    """No GPU changes while the machine runs; after a boot the new one is what belongs here."""
+    swapped = node(a=board(), b=board())
+    swapped = replace(swapped, readings=tuple(
+        replace(one, value="GPU-x") if (one.name, one.device) == ("gpu.uuid", A) else one
+        for one in swapped.readings
+    ))  # fmt: skip
+    assert words(HEALTHY, swapped, "drift") == "another GPU: GPU-a was here, GPU-x is"
+    assert says(HEALTHY, swapped, "missing") is False
+    assert learn(HEALTHY, swapped)[0] == HEALTHY
+    after, notes = learn(begin(HEALTHY, "next boot"), swapped)
+    assert notes == (f"GPU {A} was replaced: GPU-a -> GPU-x",)
+    assert says(after, swapped, "drift") is False
 
 
 def test_another_driver_under_a_running_node() -> None:

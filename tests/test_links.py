@@ -1,5 +1,6 @@
 """InfiniBand and Ethernet ports: what is read, what is left out, what it means beside the baseline."""
 
+import shutil
 from pathlib import Path
 
 import nodes
@@ -7,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slurm_health import rules
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report, Value
 from slurm_health.probes.infiniband import InfiniBand, _rate, _word
 from slurm_health.probes.nic import Nic
+from slurm_health.scan import scan
 
 Facts = dict[tuple[str, str], Value]
 NOTHING = Expectations()
@@ -128,6 +131,47 @@ def test_virtual_functions_are_left_out(tmp_path: Path) -> None:
     nodes.port(tmp_path, "mlx5_9", pci="0000:18:00.1")
     nodes.write(tmp_path, {"sys/0000:18:00.1/physfn/class": "x"})
     assert {device for _, device in read(tmp_path)} == {""}
+
+
+def test_the_functions_that_manage_nvswitches_are_left_alone(tmp_path: Path) -> None:
+    """Their firmware refuses each question, with a line in the kernel log."""
+    nodes.port(tmp_path, "mlx5_0", pci="0000:18:00.0")
+    nodes.port(tmp_path, "mlx5_1", pci="0000:19:00.0", state="1: DOWN")
+    nodes.write(tmp_path, {"sys/0000:19:00.0/vpd": "\x82\x00SN\x0cMT2427\x00V3\x06SW_MNG\x00"})
+    assert {device for name, device in read(tmp_path) if name == "infiniband.state"} == {"mlx5_0/1"}
+
+
+@pytest.mark.parametrize("name", ["pf0vf3", "c1pf0sf88", "pf1"])
+def test_stand_ins_of_virtual_functions_are_left_out(tmp_path: Path, name: str) -> None:
+    nodes.nic(tmp_path, "eth3", carrier="0")
+    nodes.write(tmp_path, {"sys/class/net/eth3/phys_port_name": name})
+    assert not [one for one in read(tmp_path) if one[1] == "eth3"]
+    nodes.write(tmp_path, {"sys/class/net/eth3/phys_port_name": "p0"})
+    assert read(tmp_path)["nic.carrier", "eth3"] is False
+
+
+def test_several_planes_beside_one_gpu_are_told_apart(tmp_path: Path) -> None:
+    """As on boards with several adapters, or several ports of one, for each GPU."""
+    for root, gpu, ports in (("15", "0000:18:00.0", 2), ("37", "0000:3b:00.0", 1)):
+        above = f"sys/devices/pci0000:{root}/0000:{root}:01.0"
+        nodes.write(tmp_path, {f"{above}/{gpu}/vendor": "0x10de", f"{above}/{gpu}/class": "0x030200"})
+        nodes.link(tmp_path, f"sys/bus/pci/devices/{gpu}", f"../../../../{above}/{gpu}")
+        for number in range(ports):
+            pci, name = f"0000:{root}:0{number + 2}.0", f"mlx5_{root}{number}"
+            home = f"{above}/{pci}/infiniband/{name}"
+            files = {"state": "1: DOWN", "phys_state": "2: Polling", "link_layer": "InfiniBand"}
+            nodes.write(tmp_path, {f"{home}/ports/1/{file}": text for file, text in files.items()})
+            nodes.write(tmp_path, {f"{above}/{pci}/class": "0x020700"})
+            nodes.link(tmp_path, f"{home}/device", f"../../../{pci}")
+            nodes.link(tmp_path, f"sys/class/infiniband/{name}", f"../../../{home}")
+            nodes.link(tmp_path, f"sys/bus/pci/devices/{pci}", f"../../../../{above}/{pci}")
+    [one, two, single] = scan(Host(tmp_path), Expectations(ib_ports=3), rules.load(), "/none").findings
+    assert [found.code for found in (one, two, single)] == ["IB_PORT_DOWN"] * 3
+    shared = {"hca": "mlx5_151", "port": 1, "beside": "0000:18:00.0", "pci": "0000:15:03.0"}
+    assert two.hardware == {**shared, "plane": "2 of 2"}
+    assert (one.hardware["plane"], one.hardware["beside"]) == ("1 of 2", "0000:18:00.0")
+    assert single.hardware["beside"] == "0000:3b:00.0"
+    assert "plane" not in single.hardware
 
 
 def test_the_fast_pass_has_what_a_lost_link_shows(healthy: Path, known: Baseline) -> None:
@@ -249,6 +293,23 @@ def test_a_bond_that_lives_on_is_degraded_not_down(healthy: Path, known: Baselin
     nodes.write(healthy, {"sys/bond0/carrier": "0"})
     verdicts = judged(healthy, "nic", known)
     assert (verdicts["nic.down", "eth0"], verdicts["nic.degraded", "eth0"]) == (True, False)
+
+
+def test_a_bond_without_one_of_its_ports_is_degraded(healthy: Path, known: Baseline) -> None:
+    for name in ("eth0", "eth1"):
+        nodes.write(
+            healthy, {f"sys/class/net/{name}/bonding_slave/perm_hwaddr": f"02:00:00:00:00:0{name[3]}"}
+        )
+        nodes.link(healthy, f"sys/class/net/{name}/master", "../../../bond0")
+    nodes.write(healthy, {"sys/bond0/carrier": "1", "sys/class/net/eth1/address": "02:00:00:00:00:00"})
+    assert read(healthy)["nic.mac", "eth1"] == "02:00:00:00:00:01"  # its own, not the bond's
+    known, _ = learn(known, report(healthy, "nic"))
+    assert judged(healthy, "nic", known)["nic.degraded", "eth1"] is False
+    shutil.rmtree(healthy / "sys/class/net/eth1/bonding_slave")  # it has a link, and was taken out
+    (healthy / "sys/class/net/eth1/master").unlink()
+    verdicts = judged(healthy, "nic", known)
+    assert (verdicts["nic.down", "eth1"], verdicts["nic.degraded", "eth1"]) == (False, True)
+    assert verdicts["nic.degraded", "eth0"] is False
 
 
 def test_a_nic_below_its_speed(healthy: Path, known: Baseline) -> None:

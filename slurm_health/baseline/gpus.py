@@ -212,6 +212,8 @@ def _drift(
     device: str, seen: Facts, its: Facts, like: list[Facts], driver: Value | None
 ) -> Iterator[Reading]:
     words = []
+    if its.get("uuid", seen.get("gpu.uuid")) != seen.get("gpu.uuid"):
+        words.append(f"another GPU: {its['uuid']} was here, {seen.get('gpu.uuid')} is")
     for reading, fact in SETTINGS.items():
         now = seen.get(reading)
         if now is None:
