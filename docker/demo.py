@@ -85,16 +85,16 @@ def demo(say: Callable[[str], object], keep: bool) -> int:
         heading(
             say, "1. A cluster to break",
             f"Each host is a container: a database, slurmctld, a login host, and nodes of {GPUS} GPUs."
-            " Only the hardware is fake.",
+            " Only the hardware is fake. The first time their image is made, which takes some minutes.",
         )  # fmt: skip
         try:
             command(say, "docker compose up -d --wait")
             began = time.monotonic()
-            place.compose("up", "-d", "--wait", "--build", limit=START)
-            say(f"  {place.run('sinfo', '--version').strip()}, up in {time.monotonic() - began:.0f} s")
-            command(say, "docker compose exec -u ada login sinfo")
-            say(f"  {place.run('sinfo').rstrip()}".replace("\n", "\n  "))
             try:
+                place.compose("up", "-d", "--wait", "--build", limit=START)
+                say(f"  {place.run('sinfo', '--version').strip()}, up in {time.monotonic() - began:.0f} s")
+                command(say, "docker compose exec -u ada login sinfo")
+                say(f"  {place.run('sinfo').rstrip()}".replace("\n", "\n  "))
                 missing = Story(place, say).tell()
             except (SandboxError, subprocess.TimeoutExpired) as error:
                 missing = [str(error)]

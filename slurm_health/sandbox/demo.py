@@ -58,7 +58,10 @@ ACTS = {
     "drain": "{target} is drained: no new job will start there",
     "tell": "job {target} is told why, in its own output",
     "requeue": "job {target} is requeued",
+    "lift": "job {target} goes before all that wait",
+    "keep": "{detail}, which is healthy, is kept for it",
     "start": "its wait is ended: Slurm alone would keep a requeued job waiting for two minutes",
+    "lower": "job {target} has its own priority again",
     "release": "job {target} is released",
 }
 

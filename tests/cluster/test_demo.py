@@ -70,6 +70,7 @@ def test_demo_tells_the_story_and_cleans_up(folder):
         rf"{broken} is drained.*\njob 1 is told why.*\njob 1 is requeued\n",
         told,
     ), told
+    assert not re.search(r"^\w+ \d+$", told, re.MULTILINE), "an act is told by its name in the ledger"
     steps = [int(step) for step in re.findall(r"^  [\d:.]+ n\d: step (\d+)$", text, re.MULTILINE)]
     step = int(re.search(r"it has resumed from step (\d+)", told)[1])
     assert step >= demo.STEPS
