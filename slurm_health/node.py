@@ -1,8 +1,8 @@
 """The node's daemon: senses, judges, publishes its verdict, reports.
 
 One thread and one selector: kernel records and NVML's answers wake it at once, links are looked at every
-second, their counters every 30 s, the host every minute. Whatever may hang (NVML, sysfs of a dead adapter,
-the controller) lives in a process or on a thread of its own.
+second, their counters every 30 s, the host every minute; what is due together wakes it together. Whatever may
+hang (NVML, sysfs of a dead adapter, the controller) lives in a process or on a thread of its own.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ STUCK = 120.0  # seconds after which a probe that is still out is a finding
 SEATED = 64  # runs whose ranks are remembered
 SAVE = 60.0  # seconds between savings of what counts up within windows
 TICK = 1.0
+BEAT = 3.0  # seconds: the verdict is rewritten by the second beat after the last time, within its 10 s
 
 
 class NodeDaemon:
@@ -154,37 +155,47 @@ class NodeDaemon:
         if self.log and (watched := self.log.fileno()) is not None:
             selector.register(watched, selectors.EVENT_READ, self._kernel)
         started = time.monotonic()
-        full = fast = slow = tick = sites = started
+
+        def following(every: float) -> float:
+            """When what comes each so many seconds is due next: counted from the start, so that what can come
+            together does, and wakes us once."""
+            return started + every * ((time.monotonic() - started) // every + 1)
+
+        full = fast = slow = tick = beat = sites = started
         self.gpu_due = started if self.worker else math.inf
         ready = False
         self._kernel()
         self.link.start()
         while not self.stopping:
+            self._collect()  # a glance without news wakes nobody
             now = time.monotonic()
-            if now >= fast:
-                self._look(full=now >= full)
-                full = now + self.config.probes.counters_every if now >= full else full
-                fast = max(fast + self.config.probes.links_every, now)
+            if now >= tick:
+                self._tick(now)
+                tick = following(TICK)
+            if now >= beat:
+                self._beat(now)
+                beat = following(BEAT)
             if now >= sites:
                 self._visit()
-                sites = now + self.config.probes.site_every
+                sites = following(self.config.probes.site_every)
             if now >= slow:
                 for name, call in self.hosted.items():
-                    self.runner.start(name, call, HOST_DEADLINE, now)
-                slow = now + self.config.probes.host_every
+                    self.runner.start(name, call, HOST_DEADLINE, now, "host")
+                slow = following(self.config.probes.host_every)
             if self.worker and now >= self.gpu_due:
                 self.worker.ask(now)
-                self.gpu_due = now + self.config.probes.gpu_every
-            if now >= tick:
-                self._tick()
-                tick = max(tick + TICK, now)
+                self.gpu_due = following(self.config.probes.gpu_every)
+            if now >= fast:
+                self._look(full=now >= full)  # last: its thread waits for us to sleep
+                full = following(self.config.probes.counters_every) if now >= full else full
+                fast = following(self.config.probes.links_every)
             if not ready and (not self.unseen or now - started > FIRST_PASS):
                 ready = True
                 self.unseen.clear()
                 self._publish()
                 systemd.notify("READY=1\nSTATUS=first pass done")
                 log.info("ready: first pass took %.1f s", now - started)
-            due = min(fast, slow, self.gpu_due, tick, sites)
+            due = min(fast, slow, self.gpu_due, tick, beat, sites)
             for key, _ in selector.select(max(0.0, due - time.monotonic())):
                 key.data()
         systemd.notify("STOPPING=1")
@@ -210,16 +221,10 @@ class NodeDaemon:
         while self.inbox:
             self.inbox.popleft()()
 
-    def _tick(self) -> None:
+    def _tick(self, now: float) -> None:
         """Once a second: what has no wake-up of its own."""
-        systemd.notify("WATCHDOG=1")
-        now = time.monotonic()
         if self.worker and (report := self.worker.overdue(now)):
             self._report(report)
-        self._collect()
-        self._miss(now)
-        if self.log:
-            self._kernel()
         refusing = self.verdict.said[0] == "bad"
         turned_away = {
             (card.job, card.restarts)
@@ -229,8 +234,16 @@ class NodeDaemon:
         if turned_away - self.turned_away:
             self.link.poke()  # the controller must release the job, or put right what Slurm made of it
         self.turned_away = turned_away
-        if now - self.saved >= SAVE and rules.counting(self.memory):
-            self._save_memory(self.memory)
+
+    def _beat(self, now: float) -> None:
+        """Each few seconds: what may wait for so long."""
+        systemd.notify("WATCHDOG=1")
+        self._miss(now)
+        self._kernel()
+        if now - self.saved >= SAVE:
+            self.saved = now
+            if rules.counting(self.memory):
+                self._save_memory(self.memory)
         self._publish()
 
     # Sensing
@@ -238,7 +251,7 @@ class NodeDaemon:
     def _look(self, full: bool) -> None:
         now = time.monotonic()
         for name, probe in self.links.items():
-            self.runner.start(name, probe.look if full else probe.glance, LINK_DEADLINE, now)
+            self.runner.start(name, probe.look if full else probe.glance, LINK_DEADLINE, now, "links")
 
     def _visit(self) -> None:
         """Start the site's own probes; a new one is found without a restart."""

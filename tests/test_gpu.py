@@ -24,6 +24,7 @@ from slurm_health.probes.gpu.board import SLOW, Board
 from slurm_health.probes.gpu.library import Library
 from slurm_health.probes.gpu.worker import GRACE, PATIENCE, _Process, _started
 from slurm_health.probes.nvidia import address, recovery_action
+from slurm_health.probes.pcie import Bus
 
 SOURCE = Path(slurm_health.__file__).parent / "sandbox/nvml.c"
 LOST, UNKNOWN, NOT_SUPPORTED, MISMATCH, NO_PERMISSION = 15, 999, 3, 18, 4  # nvmlReturn_t
@@ -692,7 +693,7 @@ def test_only_gpus_are_gpus(tmp_path: Path) -> None:
     nodes.gpu(tmp_path, "0000:19:00.0", kind="0x030000", driver="nouveau")
     nodes.gpu(tmp_path, "0000:05:00.0", kind="0x068000")  # an NVSwitch
     nodes.gpu(tmp_path, "0000:18:00.1", kind="0x040300")
-    assert [one.device for one in pci(Host(tmp_path)) if one.name == "gpu.on_pci"] == [
+    assert [one.device for one in pci(Bus(Host(tmp_path))) if one.name == "gpu.on_pci"] == [
         "0000:18:00.0",
         "0000:19:00.0",
     ]

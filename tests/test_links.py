@@ -30,7 +30,7 @@ def facts(readings: tuple[Reading, ...]) -> Facts:
 
 def report(root: Path, probe: str, fast: bool = False) -> Report:
     ports = {"infiniband": InfiniBand, "nic": Nic}[probe](Host(root))
-    return Report(probe, tuple(ports.glance() if fast else ports.look()))
+    return Report(probe, tuple(ports.glance() or () if fast else ports.look()))
 
 
 def judged(root: Path, probe: str, known: Baseline | None, expected: Expectations = NOTHING) -> Facts:

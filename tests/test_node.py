@@ -26,7 +26,7 @@ from test_link import Controller, wait
 from slurm_health import config, rules, wire
 from slurm_health.host import uptime
 from slurm_health.model import Card, Finding, Reading, Report, Severity, Urgency
-from slurm_health.node import ALONE, SAVE, STUCK, NodeDaemon
+from slurm_health.node import ALONE, BEAT, SAVE, STUCK, NodeDaemon
 from slurm_health.sandbox.daemon import await_until, identity
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
@@ -412,10 +412,10 @@ def test_the_heartbeat_goes_on_while_nothing_changes(
     now = 1000.0
     monkeypatch.setattr(verdict_module, "uptime", lambda: now)
     written = set()
-    for _ in range(60):
-        here._tick()
+    for _ in range(20):
+        here._beat(time.monotonic())
         written.add(int(here.verdict.path.read_text().split()[1]))
-        now += 1
+        now += BEAT
     stamps = sorted(written)
     assert stamps[-1] - stamps[0] >= 50
     assert max(later - earlier for earlier, later in itertools.pairwise(stamps)) <= 10
@@ -557,13 +557,14 @@ def test_what_counts_up_is_saved_now_and_then(here: NodeDaemon) -> None:
     file = here.state_dir / "memory.json"
     here._judge([Reading("x.count", "d", 1)])
     here.saved -= SAVE
-    here._tick()
+    here._beat(time.monotonic())
     assert not file.exists()  # at rest there is nothing to save
     here._judge([Reading("x.count", "d", 2)])
-    here._tick()
+    here.saved -= SAVE
+    here._beat(time.monotonic())
     assert json.loads(file.read_text())["windows"]["OWN|x.count|d"]["last"] == 2
     here._judge([Reading("x.count", "d", 3)])
-    here._tick()
+    here._beat(time.monotonic())
     assert json.loads(file.read_text())["windows"]["OWN|x.count|d"]["last"] == 2  # not each time
 
 
@@ -627,11 +628,11 @@ def test_a_probe_that_does_not_come_back_is_a_finding(here: NodeDaemon) -> None:
         yield from ()
 
     here.runner.start("disk", hangs, 5, time.monotonic() - STUCK - 1)
-    here._tick()
+    here._beat(time.monotonic())
     assert [(one.code, one.device, str(one.severity)) for one in here.standing] == [
         ("PROBE_STUCK", "disk", "warning")
     ]
-    here._tick()
+    here._beat(time.monotonic())
     assert len(here.standing) == 1
     back.set()
-    assert await_until(lambda: here._tick() or not here.standing, 20)
+    assert await_until(lambda: here._collect() or here._beat(time.monotonic()) or not here.standing, 20)

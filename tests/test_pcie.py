@@ -11,7 +11,7 @@ from slurm_health.baseline import Baseline, Expectations, expect, learn
 from slurm_health.expected import section
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report
-from slurm_health.probes.pcie import Pcie, ancestry, lanes, transfers
+from slurm_health.probes.pcie import Bus, Pcie, ancestry, lanes, transfers
 
 NOTHING = Expectations()
 HCA = "0000:19:00.0"
@@ -142,3 +142,17 @@ def test_no_text_raises(text: str) -> None:
 def test_readings_of_what_is_ignored_mean_nothing() -> None:
     report = Report("pcie", (Reading("pcie.width", HCA, 8), Reading("pcie.full_width", HCA, 16)))
     assert expect(None, Expectations(ignore=(HCA,)), report) == ()
+
+
+def test_a_device_on_the_bus_is_read_once_while_it_is_there(tmp_path: Path) -> None:
+    bus, folder = Bus(Host(tmp_path)), tmp_path / "sys/bus/pci/devices/0000:17:00.0"
+    assert bus.devices() == {}
+    folder.mkdir(parents=True)
+    assert bus.devices() == {"0000:17:00.0": ("", "")}
+    for name, number in (("class", "0x020700"), ("vendor", "0x15b3")):
+        (folder / name).write_text(f"{number}\n")
+    assert bus.devices() == {"0000:17:00.0": ("0x020700", "0x15b3")}
+    (folder / "class").write_text("0x020000\n")
+    assert bus.devices() == {"0000:17:00.0": ("0x020700", "0x15b3")}
+    folder.rename(folder.with_name("0000:18:00.0"))  # gone, and another one is there
+    assert bus.devices() == {"0000:18:00.0": ("0x020000", "0x15b3")}

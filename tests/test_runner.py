@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from slurm_health.model import Reading, Report
-from slurm_health.probes.runner import Runner
+from slurm_health.probes.runner import RELIEF, Runner
+from slurm_health.sandbox.daemon import await_until
 
 READING = Reading("r", "d", 1)
 
@@ -66,6 +67,63 @@ def test_a_probe_that_hangs_is_told_once_and_not_started_again(runner: Runner) -
     assert (late.error, late.readings) == ("", (READING,))
     assert runner.start("one", list, 5, 200.0)
     wait(runner)
+
+
+def test_a_desk_is_one_thread(runner: Runner) -> None:
+    threads: list[int] = []
+
+    def look() -> list[Reading]:
+        threads.append(threading.get_ident())
+        return [READING]
+
+    for name in ("one", "two", "three"):
+        runner.start(name, look, 5, 0.0, "desk")
+    came: list[str] = []
+    while len(came) < 3:
+        came += [report.probe for report in wait(runner)]
+    assert came == ["one", "two", "three"]
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_those_behind_a_probe_that_hangs_get_another_thread(runner: Runner) -> None:
+    begun, release = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def look() -> list[Reading]:
+        threads.append(threading.current_thread())
+        return [READING]
+
+    def hang() -> list[Reading]:
+        begun.set()
+        release.wait(20)
+        return look()
+
+    now = time.monotonic()
+    runner.start("hung", hang, 5, now, "desk")
+    runner.start("behind", look, 5, now, "desk")
+    assert begun.wait(10)
+    assert runner.collect(now) == []
+    assert not threads  # a moment is nothing to be relieved for
+    runner.collect(time.monotonic() + RELIEF + 0.1)
+    assert [one.probe for one in wait(runner)] == ["behind"]
+    assert list(runner.outstanding()) == ["hung"]
+    release.set()
+    assert [one.probe for one in wait(runner)] == ["hung"]
+    threads[1].join(10)
+    assert not threads[1].is_alive()  # that had hung: one thread is enough again
+    runner.start("hung", look, 5, now, "desk")
+    wait(runner)
+    assert threads[2] is threads[0]
+
+
+def test_a_probe_without_news_wakes_nobody(runner: Runner) -> None:
+    runner.start("one", lambda: None, 5, 0.0, "desk")
+    runner.start("two", list, 5, 0.0, "desk")
+    assert {one.probe for one in wait(runner)} == {"one", "two"}
+    runner.start("one", lambda: None, 5, 0.0, "desk")
+    assert await_until(lambda: runner.collect(0.0), 10)
+    assert not select.select([runner.fileno()], [], [], 0)[0]
 
 
 def test_a_probe_that_hangs_does_not_hold_up_the_end() -> None:

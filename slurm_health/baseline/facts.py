@@ -39,7 +39,7 @@ class Expectations:
     ignore: tuple[str, ...] = ()
 
     def ignored(self, device: str) -> bool:
-        return any(fnmatchcase(device, glob) for glob in self.ignore)
+        return bool(self.ignore) and any(fnmatchcase(device, glob) for glob in self.ignore)
 
 
 def rate(device: str, rates: dict[str, float], others: float | None) -> float | None:

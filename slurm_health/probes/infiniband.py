@@ -56,12 +56,11 @@ class InfiniBand:
         self._states: dict[str, str | None] = {}
         self._rest = 0
 
-    def glance(self) -> Iterator[Reading]:
-        """What look says without rates and counters; nothing when no state has changed for a minute."""
+    def glance(self) -> Iterator[Reading] | None:
+        """What look says without rates and counters; None when no state has changed for a minute."""
         states = {path: self._host.text(f"{CLASS}/{path}/state") for path in self._states}
         self._rest = self._rest + 1 if states == self._states and states else 0
-        if self._rest < RESTLESS:
-            yield from self.look(slow=False)
+        return self.look(slow=False) if self._rest < RESTLESS else None
 
     def look(self, slow: bool = True) -> Iterator[Reading]:
         """How many ports are `infiniband.listed`, and each one's `infiniband.state` ("ACTIVE"), `phys_state`

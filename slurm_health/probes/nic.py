@@ -29,17 +29,16 @@ class Nic:
     """
 
     def __init__(self, host: Host) -> None:
-        self._host = host
+        self._host, self._bus = host, pcie.Bus(host)
         self._physical: dict[tuple[str, str], bool] = {}
         self._links: dict[str, tuple[str | None, str | None]] = {}
         self._rest = 0
 
-    def glance(self) -> Iterator[Reading]:
-        """What look says of links only; nothing when none has changed for a minute."""
+    def glance(self) -> Iterator[Reading] | None:
+        """What look says of links only; None when none has changed for a minute."""
         links = {name: self._link(name) for name in self._links}
         self._rest = self._rest + 1 if links == self._links and links else 0
-        if self._rest < RESTLESS:
-            yield from self.look(slow=False)
+        return self.look(slow=False) if self._rest < RESTLESS else None
 
     def look(self, slow: bool = True) -> Iterator[Reading]:
         """Each port's `nic.up` (by its admin), `nic.carrier`, `nic.pci`, and where it is in a bond
@@ -70,8 +69,8 @@ class Nic:
             self._rest = 0
         if slow:
             yield Reading("nic.listed", "", len(self._links))
-            for name in host.names(pcie.DEVICES):
-                if (host.text(f"{pcie.DEVICES}/{name}/class") or "").startswith(CONTROLLER):
+            for name, (kind, _) in self._bus.devices().items():
+                if kind.startswith(CONTROLLER):
                     yield Reading("nic.on_pci", name, True)
 
     def _link(self, name: str) -> tuple[str | None, str | None]:

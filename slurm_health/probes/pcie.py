@@ -7,7 +7,7 @@ https://www.kernel.org/doc/Documentation/ABI/testing/sysfs-bus-pci-devices-aer_s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from slurm_health.host import Host
@@ -41,6 +41,26 @@ class Slot:
     width: int
     speed: float
     idles: bool
+
+
+class Bus:
+    """What is on the PCI bus of one machine."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def devices(self) -> Mapping[str, tuple[str, str]]:
+        """By address a device's class and vendor ("0x020700", "0x15b3"), "" where that is not told. Read once
+        while a device is there: a big node has hundreds."""
+        text = self.host.text
+        self._known = {
+            address: known
+            if all(known := self._known.get(address, ("", "")))
+            else (text(f"{DEVICES}/{address}/class") or "", text(f"{DEVICES}/{address}/vendor") or "")
+            for address in self.host.names(DEVICES)
+        }
+        return self._known
 
 
 class Pcie:

@@ -14,6 +14,7 @@ from pathlib import Path
 from slurm_health.host import Host
 from slurm_health.model import Reading, Report, Value
 from slurm_health.probes.gpu.pci import pci
+from slurm_health.probes.pcie import Bus
 
 LIBRARY = "SLURM_HEALTH_NVML_LIBRARY"  # in the environment: another libnvidia-ml file
 PATIENCE = 60.0  # seconds that a hung process keeps after its deadline, before it is told to end
@@ -32,7 +33,7 @@ class Worker:
         self, host: Host, library: str = "", deadline: float = 10.0, folder: Path | None = None,
         expected: bool = False,
     ) -> None:  # fmt: skip
-        self.host = host
+        self.host, self.bus = host, Bus(host)
         self.library = library
         self.deadline = deadline
         self.expected = expected
@@ -93,7 +94,7 @@ class Worker:
             how = self._reap()
             if report is None and asked is not None:
                 self._settle()
-                report = Report("gpu", tuple(pci(self.host)), f"the NVML process ended ({how})", now - asked)
+                report = Report("gpu", tuple(pci(self.bus)), f"the NVML process ended ({how})", now - asked)
         return report
 
     def overdue(self, now: float) -> Report | None:
@@ -112,7 +113,7 @@ class Worker:
         self._reported = now
         evidence = f"no answer from NVML for {self.deadline:g} s"
         hung = Reading("gpu.driver", "", "hung", evidence)
-        return Report("gpu", (hung, *pci(self.host)), "", now - self._asked)
+        return Report("gpu", (hung, *pci(self.bus)), "", now - self._asked)
 
     @property
     def pid(self) -> int:
@@ -174,7 +175,7 @@ class Worker:
         if number != self._number:
             return None
         self._settle()
-        bus = list(pci(self.host))
+        bus = list(pci(self.bus))
         error = ""
         if not failure:
             readings.insert(0, Reading("gpu.driver", "", "ok"))
