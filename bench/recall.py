@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import corpus
 
-from slurm_health import rules
+from slurm_health import config, rules
 from slurm_health.baseline import Expectations
 from slurm_health.host import Host
 from slurm_health.model import Finding, Severity
@@ -94,9 +94,10 @@ def _row(code: str, labelled: int, found: int, false: int) -> str:
 def trees(folder: Path) -> Iterator[Machine]:
     for tree in corpus.TREES:
         name, root = corpus.unpacked(tree, folder / tree.name)
-        expectations, codes = corpus.EXPECTED.get(name, (Expectations(), set()))
-        many = corpus.MANY.get(name, 1)
-        yield name, dict.fromkeys(codes, many), scan(Host(root), expectations, BOOK, "/nowhere").findings
+        site = config.load(str(corpus.configured(name, folder)))
+        expected = Expectations(**site.expected("n1"))
+        verdict = Counter(code for code, _ in corpus.EXPECTED[name][1])
+        yield name, verdict, scan(Host(root), expected, BOOK, "/nowhere").findings
 
 
 def boards(folder: Path) -> Iterator[Machine]:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import nodes
 
-from slurm_health.baseline import Expectations
-
 CORPUS = Path(__file__).resolve().parents[1].with_name("shared") / "corpus"
 LOGS = sorted(CORPUS.glob("kmsg/*.log"))
 TREES = sorted(CORPUS.glob("sysfs/*.tar.gz"))
@@ -75,18 +73,29 @@ def code(row: dict[str, str]) -> str:
 
 # -- trees of /sys -----------------------------------------------------------------------
 
-# what is expected of a machine that needs it, and the codes then found (on one device, or on so MANY)
-MANY = {"gcm-learn_ib_intf_bad_rate": 8}
+# what a machine is expected to have, where its verdict needs that; and what is then found: (code, device)
+IB = "infiniband = { ports = 8, gbps = %d }"
+NO_FAULT: set[tuple[str, str]] = set()
 EXPECTED = {
-    "gpud-h100": (Expectations(ib_ports=8, ib_gbps=400), set()),
-    "gcm-learn_good": (Expectations(ib_ports=8, ib_gbps=200), set()),
-    "gcm-learn_ib_intf_bad_rate": (Expectations(ib_ports=8, ib_gbps=200), {"IB_PORT_SLOW"}),
-    "gcm-cache_milan_good": (Expectations(), set()),
-    "gcm-compute_samsung980pro-downgraded": (
-        Expectations(ib_gbps=200, pcie={"0000:8d:00.0": (16, 16.0)}),
-        {"PCIE_DEGRADED"},
+    "gpud-h100": (IB % 400, NO_FAULT),
+    "gcm-learn_good": (IB % 200, NO_FAULT),
+    "gcm-learn_ib_intf_bad_rate": (
+        IB % 200,
+        {("IB_PORT_SLOW", f"mlx5_{number}/1") for number in (*range(4), *range(6, 10))},
     ),
-}
+    "gcm-cache_milan_good": ("", NO_FAULT),
+    "gcm-compute_samsung980pro-downgraded": (
+        'infiniband = { gbps = 200 }\npcie = { "0000:8d:00.0" = "16 GT/s x16" }',
+        {("PCIE_DEGRADED", "0000:8d:00.0")},
+    ),
+}  # fmt: skip
+
+
+def configured(tree: str, folder: Path) -> Path:
+    """The configuration with which a tree is judged."""
+    file = folder / f"{tree}.toml"
+    file.write_text(f'[[nodes]]\nmatch = "n1"\n{EXPECTED[tree][0]}\n')
+    return file
 
 
 def unpacked(tree: Path, folder: Path) -> tuple[str, Path]:

@@ -5,10 +5,24 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus import CLASSES, CORPUS, EXPECTED, INNOCENT, LOGS, TREES, code, labels, spelled, unpacked
+from click.testing import CliRunner
+from corpus import (
+    CLASSES,
+    CORPUS,
+    EXPECTED,
+    INNOCENT,
+    LOGS,
+    TREES,
+    code,
+    configured,
+    labels,
+    spelled,
+    unpacked,
+)
 
 from slurm_health import config, rules
 from slurm_health.baseline import Baseline, Expectations, learn
+from slurm_health.cli import main
 from slurm_health.expected import section
 from slurm_health.host import Host
 from slurm_health.probes.kernel.nvlink import decode
@@ -55,16 +69,22 @@ if LOGS:
 if TREES:
 
     @pytest.mark.parametrize("tree", TREES, ids=lambda path: path.name.partition(".")[0])
-    def test_trees(tree: Path, tmp_path: Path) -> None:
+    def test_trees(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLURM_HEALTH_NVML_LIBRARY", "/nowhere/libnvidia-ml.so.1")
         name, root = unpacked(tree, tmp_path)
-        expectations, codes = EXPECTED.get(name, (Expectations(), set()))
-        result = scan(Host(root), expectations, BOOK, "/nowhere/libnvidia-ml.so.1")
-        assert {one.code for one in result.findings} == codes
-        assert {report.error for report in result.reports} == {""}
+        words = ["scan", "--root", str(root), "--json", "--node", "n1"]
+        done = CliRunner().invoke(main, [*words, "--config", str(configured(name, tmp_path))])
+        said, faults = json.loads(done.stdout), EXPECTED[name][1]
+        assert {(one["code"], one["device"]) for one in said["findings"]} == faults
+        assert {report["error"] for report in said["reports"]} == {""}
+        assert (said["verdict"], done.exit_code) == (("critical", 2) if faults else ("ok", 0))
         alone = scan(Host(root), Expectations(), BOOK, "/nowhere/libnvidia-ml.so.1")
         odd = [("PCIE_DEGRADED", "0000:8d:00.0")] if "downgraded" in name else []  # among seven of its make
         assert [(one.code, one.device) for one in alone.findings] == odd
         assert alone.verdict == ("warning" if odd else "ok")
+
+    def test_no_tree_is_without_a_verdict() -> None:
+        assert {tree.name.removesuffix(".tar.gz") for tree in TREES} == EXPECTED.keys()
 
 
 # The same machines' files as their tests upstream have them, path by path.
