@@ -11,6 +11,7 @@ from slurm_health import rules
 from slurm_health.duration import seconds
 from slurm_health.model import Finding, Reading, Severity, Urgency, Value
 from slurm_health.rules import Above, Below, Is, IsNot, Memory, RuleBook, RuleError, begin, judge, load
+from slurm_health.rules.judging import JITTER
 
 BOOK = load()
 CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
@@ -219,10 +220,22 @@ def test_conditions(condition: rules.Condition, bad: list[Value], good: list[Val
 def test_a_hold_is_waited_for_and_the_first_evidence_is_since() -> None:
     node = Node(own(hold="5s"))
     assert node(100.0, state(True, evidence="first")) == ()
-    assert node(104.9, state(True)) == ()
+    assert node(104.4, state(True)) == ()
     [found] = node(105.0, state(True, evidence="later"))
     assert (found.since, found.evidence, found.lasting) == (100.0, "first", True)
     assert found.moment == "boot/OWN/d/100000"
+
+
+@pytest.mark.parametrize("span", [{"hold": "60s"}, {"lasts": "60s", "within": "10m"}])
+def test_a_span_ends_with_a_look_that_comes_a_bit_early(span: dict[str, str]) -> None:
+    node = Node(own(**span))
+    assert [len(node(now, state(True))) for now in (100.02, 130.0, 160.01)] == [0, 0, 1]
+
+
+def test_a_finding_ends_with_a_look_that_comes_a_bit_early() -> None:
+    node = Node(own(clear="30s"))
+    assert node(100.0, state(True))
+    assert [len(node(now, state(False))) for now in (130.03, 160.02)] == [1, 0]
 
 
 def test_what_does_not_last_is_no_finding() -> None:
@@ -230,7 +243,7 @@ def test_what_does_not_last_is_no_finding() -> None:
     node(100.0, state(True))
     node(103.0, state(False))
     assert node(106.0, state(True)) == ()
-    assert node(110.9, state(True)) == ()
+    assert node(110.4, state(True)) == ()
     assert len(node(111.0, state(True))) == 1
 
 
@@ -246,7 +259,7 @@ def test_it_ends_only_after_being_good_for_a_while() -> None:
     node = Node(own(clear="30s"))
     [found] = node(1.0, state(True))
     assert node(2.0, state(False)) == (found,)
-    assert node(31.9, state(False)) == (found,)
+    assert node(31.4, state(False)) == (found,)
     assert node(32.0, state(False)) == ()
 
 
@@ -434,12 +447,12 @@ def test_a_finding_needs_its_hold_and_its_end_needs_its_clear(steps: list[tuple[
         found = node(now, *([] if value is None else [state(value)]))
         if value is True:
             bad_since, good_since = now if bad_since is None else bad_since, None
-            standing = standing or now - bad_since >= 20
+            standing = standing or now - bad_since >= 20 - JITTER
         elif value is False and not standing:
             bad_since = None
         elif value is False:
             good_since = now if good_since is None else good_since
-            if now - good_since >= 40:
+            if now - good_since >= 40 - JITTER:
                 standing, bad_since, good_since = False, None, None
         assert bool(found) == standing
         node.restart()

@@ -11,7 +11,6 @@ import pytest
 
 from slurm_health.model import Reading, Report
 from slurm_health.probes.runner import RELIEF, Runner
-from slurm_health.sandbox.daemon import await_until
 
 READING = Reading("r", "d", 1)
 
@@ -118,12 +117,14 @@ def test_those_behind_a_probe_that_hangs_get_another_thread(runner: Runner) -> N
 
 
 def test_a_probe_without_news_wakes_nobody(runner: Runner) -> None:
-    runner.start("one", lambda: None, 5, 0.0, "desk")
-    runner.start("two", list, 5, 0.0, "desk")
-    assert {one.probe for one in wait(runner)} == {"one", "two"}
-    runner.start("one", lambda: None, 5, 0.0, "desk")
-    assert await_until(lambda: runner.collect(0.0), 10)
-    assert not select.select([runner.fileno()], [], [], 0)[0]
+    def woken() -> list[Reading]:
+        return [Reading("woken", "", bool(select.select([runner.fileno()], [], [], 0)[0]))]
+
+    runner.start("none", lambda: None, 5, 0.0, "desk")
+    runner.start("look", woken, 5, 0.0, "desk")
+    none, look = wait(runner)
+    assert (none.probe, none.readings, none.error) == ("none", (), "")
+    assert [one.value for one in look.readings] == [False]
 
 
 def test_a_probe_that_hangs_does_not_hold_up_the_end() -> None:

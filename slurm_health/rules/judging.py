@@ -12,6 +12,7 @@ from slurm_health.rules.book import Opinion, Rises, Rule, RuleBook
 
 BURST = 2.0  # seconds in which events of one code on one device are one finding
 EVIDENCE = 500  # characters of evidence that are kept
+JITTER = 0.5  # seconds that a look may come early: what ends with it must not wait for the next
 MOST = 5000  # windows, and unfinished holds, that are remembered: devices with names without end cost no more
 WIDTHS = {f"{bits}bit": 2**bits - 1 for bits in (4, 8, 16, 32)}  # where a counter stops
 
@@ -116,7 +117,7 @@ def _state(rule: Rule, reading: Reading, memory: Memory, now: float) -> None:
         clear = entry.get("clear") or rule.cool
         entry = _shifted(entry, now)
         good = now if entry["good"] is None else entry["good"]
-        if now - good >= clear:
+        if now - good >= clear - JITTER:
             del watch[key]
             memory["ended"][key] = [now, clear]
         else:
@@ -126,7 +127,8 @@ def _state(rule: Rule, reading: Reading, memory: Memory, now: float) -> None:
         evidence = (evidence or f"{reading.name} is {reading.value}")[:EVIDENCE]
         entry = {"since": now, "last": now, "count": 0, "moment": "", "good": None, "evidence": evidence}
     entry = {**_shifted(entry, now), "count": entry["count"] + 1, "good": None, "last": now}
-    if not entry["moment"] and now - entry["since"] >= rule.hold and entry["count"] >= rule.times:
+    held = now - entry["since"] >= rule.hold - JITTER
+    if not entry["moment"] and held and entry["count"] >= rule.times:
         entry["moment"] = f"{memory['boot']}/{rule.code}/{reading.device}/{round(entry['since'] * 1000)}"
         if clear := _grown(rule, memory["ended"].pop(key, None), entry["since"]):
             entry["clear"] = clear
@@ -157,7 +159,7 @@ def _bad(
         return False, ""
     windows[key] = spent
     lasted = window.total(spent, now, rule.within)
-    if lasted < rule.lasts:
+    if lasted < rule.lasts - JITTER:
         return False, ""
     words = f"{reading.evidence or f'{reading.name} was {reading.value}'}, for {lasted:.0f} s"
     return True, f"{words} within {duration.short(rule.within)}"
