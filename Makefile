@@ -46,7 +46,7 @@ docker-test: docker ## the tests that need a Slurm, on that release's (BACKEND=c
 	@docker run --rm --cap-add SYS_ADMIN --security-opt apparmor=unconfined -e SLURM_HEALTH_TEST_BACKEND=$(BACKEND) -v $(CURDIR)/docker/.results:/results \
 	    slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
 
-docker-faults: docker $(VENV)/.installed ## hosts of that cluster die and lose their network under jobs (6 minutes)
+docker-faults: docker $(VENV)/.installed ## hosts of that cluster die and lose their network under jobs (10 minutes)
 	@$(BIN)/python -m pytest docker/test_faults.py $(ARGS)
 
 # What a run leaves in docker/.results says itself which Slurm it was, and which way to it.
