@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from prolog import machine
-from slurm_health.probes.gpu.board import EACH_PASS, LINK_ERRORS, SLOW
+from slurm_health.probes.gpu.board import EACH_PASS, LINK_COUNTS, LINK_ERRORS, LINK_RATES, SLOW
 from slurm_health.probes.gpu.library import Library
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
@@ -80,7 +80,9 @@ def main() -> None:
         print(f"\nNot supported by the first GPU: {', '.join(lacks) or 'nothing that was asked'}.")
     each = len(EACH_PASS) + len(boards[0].links if boards else ())
     more = sum(len(boards[0].links) + len(sums) for _, sums in LINK_ERRORS.values()) if boards else 0
-    print(f"Fields asked in one call: {each} a pass; {more} of NVLink errors in each {SLOW}th.")
+    since = len(boards[0].links) * len((*LINK_COUNTS, *LINK_RATES)) if boards else 0
+    print(f"Fields asked in one call: {each} a pass; {more} of NVLink errors in each {SLOW}th", end="")
+    print(f" (from Blackwell on, {since} more).")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from slurm_health.sandbox.hardware import Machine
 
 HAS = {
     "gpus": 8,
-    "infiniband": {"ports": 8, "gbps": 400.0},
+    "gpu": {"model": "NVIDIA H100", "memory": 79.6},
+    "infiniband": {"ports": 8, "gbps": 400.0, "rates": {"mlx5_8/1": 200.0}},
     "memory": 2015.5,
     "pcie": {"0000:17:00.0": "32 GT/s x16"},
 }
@@ -29,12 +30,15 @@ def test_nodes_that_have_the_same_are_one_section() -> None:
 
 
 def test_a_node_that_lacks_something_is_told() -> None:
-    lame = {**HAS, "gpus": 7, "infiniband": {"ports": 8, "gbps": 200.0}, "pcie": {}}
+    lame = {**HAS, "gpus": 7, "infiniband": {"ports": 8, "gbps": 200.0}, "gpu": {}, "pcie": {}}
     text = merge([{"match": "gpu3", **lame}, {"match": "gpu1", **HAS}, {"match": "gpu2", **HAS}])
     assert [one["match"] for one in tomllib.loads(text)["nodes"]] == ["gpu[1-2]", "gpu3"]
     assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# gpu3: gpu.memory is none, elsewhere 79.6",
+        '# gpu3: gpu.model is none, elsewhere "NVIDIA H100"',
         "# gpu3: gpus is 7, elsewhere 8",
         "# gpu3: infiniband.gbps is 200, elsewhere 400",
+        '# gpu3: infiniband.rates."mlx5_8/1" is none, elsewhere 200',
         '# gpu3: pcie."0000:17:00.0" is none, elsewhere "32 GT/s x16"',
     ]
 

@@ -153,6 +153,16 @@ def test_a_gpu_that_was_swapped_is_told_until_the_next_boot() -> None:
     assert says(after, swapped, "drift") is False
 
 
+def test_a_gpu_with_less_memory_than_it_had() -> None:
+    whole, half = (node(a=board(memory_total=size)) for size in (79.6, 39.8))
+    had = known(whole)
+    assert says(had, whole, "memory_share") == 100
+    after, _ = learn(had, half)
+    assert says(after, half, "memory_share") == 50  # learning forgives nothing
+    assert says(after, node(a=board()), "memory_share") is None
+    assert says(None, half, "memory_share") is None
+
+
 def test_another_driver_under_a_running_node() -> None:
     assert words(HEALTHY, node("575", a=board()), "drift") == "driver was 570, is 575"
 

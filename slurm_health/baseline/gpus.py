@@ -2,8 +2,8 @@
 
 Of each GPU, by PCI address: `uuid`, `minor`, `boot` (when they were learned), `ecc` (uncorrected errors at
 first sight), `nvlinks` ("0,1,2": links that were up), `fabric` ("completed" once it was), `generation` and
-`width` (the best that its PCIe link ran at), `model`, `memory` (GiB), and what is set on it: `driver`,
-`vbios`, `persistence`, `mig`, `ecc_mode`.
+`width` (the best that its PCIe link ran at), `model`, `memory` (GiB, the most it had), and what is set on it:
+`driver`, `vbios`, `persistence`, `mig`, `ecc_mode`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slurm_health.model import Reading, Value
 
 LOAD = 10  # percent: an idle GPU runs its PCIe link slowly to save power
 COMPUTING = 2  # the highest number of a P-state in which GPUs compute
-MAKE = {"gpu.minor": "minor", "gpu.name": "model", "gpu.memory_total": "memory"}
+MAKE = {"gpu.minor": "minor", "gpu.name": "model"}
 SETTINGS = {
     "gpu.vbios": "vbios",
     "gpu.persistence": "persistence",
@@ -49,7 +49,7 @@ def learn(before: Devices, facts: Devices, sick: set[str], boot: str) -> Learned
         elif known and "ecc" in known:
             new["ecc"] = known["ecc"]
         same = known if known and known.get("uuid") == uuid else {}
-        new |= _links(seen, same) | _settings(seen, node, same if same.get("boot") == boot else {})
+        new |= _best(seen, same) | _settings(seen, node, same if same.get("boot") == boot else {})
         if known and known.get("uuid") != uuid:
             notes.append(f"GPU {device} was replaced: {known.get('uuid')} -> {uuid}")
         for other, its in list(gpus.items()):
@@ -62,8 +62,8 @@ def learn(before: Devices, facts: Devices, sick: set[str], boot: str) -> Learned
     return gpus, tuple(notes)
 
 
-def _links(seen: Facts, same: Facts) -> Facts:
-    """The best that NVLinks, fabric and PCIe link were ever seen at."""
+def _best(seen: Facts, same: Facts) -> Facts:
+    """The best that NVLinks, fabric and PCIe link were ever seen at, and the most memory."""
     new: Facts = {}
     links = _numbers(seen.get("gpu.nvlinks_up")) | _numbers(same.get("nvlinks"))
     if links:
@@ -74,6 +74,9 @@ def _links(seen: Facts, same: Facts) -> Facts:
         speeds = [one for one in (seen.get(f"gpu.pcie_{fact}"), same.get(fact)) if isinstance(one, int)]
         if speeds:
             new[fact] = max(speeds)
+    totals = (seen.get("gpu.memory_total"), same.get("memory"))
+    if sizes := [one for one in totals if isinstance(one, int | float)]:
+        new["memory"] = max(sizes)
     return new
 
 
