@@ -6,7 +6,7 @@ Remembered by device, from readings while it could still tell: a lost GPU says n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from slurm_health.model import Finding, Reading, Value
@@ -26,9 +26,13 @@ PARTS = {
     "infiniband.pci": "pci",
     "nic.mac": "mac",
     "nic.pci": "pci",
+    "disk.model": "model",
+    "disk.serial": "serial",
+    "disk.pci": "pci",
 }
 WORDS = {
     "gpu": "GPU {}",
+    "disk": "disk {}",
     "model": "{}",
     "uuid": "{}",
     "serial": "serial {}",
@@ -42,6 +46,8 @@ WORDS = {
     "mac": "MAC {}",
     "pci": "PCI {}",
 }
+# A disk, or a partition of one: what the kernel's log and the mounts name.
+DISK = re.compile(r"(nvme\d+n\d+|mmcblk\d+|[hsv]d[a-z]+)(?:p?\d+)?")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -69,18 +75,26 @@ def learn(known: Names, readings: Iterable[Reading]) -> Names:
 def hardware(device: str, known: Names) -> dict[str, Value]:
     """Its parts: of a GPU `gpu`, `model`, `uuid`, `serial`, `minor`; of a port `hca`, `port`, `guid`,
     `beside` (the nearest GPUs) and `plane` ("2 of 4" beside one); of a network interface `interface`, `mac`;
-    and `pci`. What was never told is absent. A PCI address stands for all that sits there.
+    of a disk `disk`, `model`, `serial`; and `pci`. What was never told is absent. A partition stands for its
+    disk, a PCI address (or an NVMe controller, "nvme0") for all that sits there.
     """
-    there = sorted(
-        other for other, its in known.items() if device in (its.get("infiniband.pci"), its.get("nic.pci"))
-    )
-    each = [_parts(one, known.get(one, {})) for one in (device, *there)]
+    disk = DISK.fullmatch(device)
+    each = [
+        _parts(one, known.get(one, {})) for one in (disk[1] if disk else device, *sorted(_at(device, known)))
+    ]
     found = {part: dict.fromkeys(its[part] for its in each if part in its) for part in WORDS}
     return {
         part: next(iter(values)) if len(values) == 1 else " ".join(map(str, values))
         for part, values in found.items()
         if values
     }
+
+
+def _at(device: str, known: Names) -> Iterator[str]:
+    for other, its in known.items():
+        addresses = (its.get(name) for name in ("infiniband.pci", "nic.pci", "disk.pci"))
+        if device in addresses or (device.startswith("nvme") and other.startswith(f"{device}n")):
+            yield other
 
 
 def _parts(device: str, its: Mapping[str, Value]) -> dict[str, Value]:
@@ -92,6 +106,8 @@ def _parts(device: str, its: Mapping[str, Value]) -> dict[str, Value]:
         parts["port"] = int(port) if port.isdecimal() else port
     elif any(name.startswith("nic.") for name in its):
         parts["interface"] = device
+    elif any(name.startswith("disk.") for name in its):
+        parts["disk"] = device
     return parts
 
 

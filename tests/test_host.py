@@ -8,10 +8,13 @@ import pytest
 
 from slurm_health.baseline import Baseline, Expectations, begin, expect, learn, load, save
 from slurm_health.host import Host
+from slurm_health.identity import PARTS
 from slurm_health.model import Reading, Report, Value
 from slurm_health.probes.disk import disk
 from slurm_health.probes.memory import memory
 from slurm_health.probes.system import System
+from slurm_health.sandbox.hardware import Machine
+from slurm_health.sandbox.sysfs import NVME
 
 MC = "sys/devices/system/edac/mc"
 MOUNTS = "/dev/vda1 / ext4 {} 0 0\ntmpfs /tmp tmpfs rw 0 0\nfs1:/home /home nfs4 rw 0 0\n"
@@ -94,6 +97,18 @@ def test_local_file_systems_only(tmp_path: Path) -> None:
         ("disk.read_only", "dm-3"): True,
     }
     assert readings[-1].evidence == "/scratch one is mounted read-only"
+
+
+def test_which_parts_the_disks_are(tmp_path: Path) -> None:
+    Machine.build(tmp_path, "n1", gpus=0, ports=0, nics=0)
+    nodes.write(tmp_path, {"sys/block/loop0/size": "0", "sys/block/sda/device/model": "ST4000"})
+    seen = {key: value for key, value in values(tuple(disk(Host(tmp_path)))).items() if key[0] in PARTS}
+    assert seen == {
+        ("disk.model", "nvme0n1"): "SAMSUNG MZ1L21T9HCLS-00A07",
+        ("disk.serial", "nvme0n1"): "S666NE0T123456",
+        ("disk.pci", "nvme0n1"): NVME,
+        ("disk.model", "sda"): "ST4000",
+    }
 
 
 def test_what_turned_read_only(tmp_path: Path) -> None:

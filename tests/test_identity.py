@@ -48,6 +48,16 @@ def test_people_read_the_same_in_a_line() -> None:
     )
 
 
+def test_a_disk_is_found_by_its_partition_its_controller_and_its_address() -> None:
+    facts = {"model": "SAMSUNG MZ1L2", "serial": "S666", "pci": "0000:01:00.0"}
+    known = learn({}, [Reading(f"disk.{name}", "nvme0n1", value) for name, value in facts.items()])
+    for name in ("nvme0n1", "nvme0n1p2", "nvme0", "0000:01:00.0"):
+        assert hardware(name, known) == {"disk": "nvme0n1", **facts}
+    for other in ("nvme", "nvme1", "nvme0n10", "nvme0n11p1", "dm-0", "n1"):
+        assert "disk" not in hardware(other, known)
+    assert words(hardware("nvme0n1p2", known)) == "disk nvme0n1, SAMSUNG MZ1L2, serial S666, PCI 0000:01:00.0"
+
+
 def test_an_address_stands_for_all_that_sits_there() -> None:
     """The kernel names the adapter only."""
     both = learn(KNOWN, [Reading("nic.pci", "eth4", HCA), Reading("infiniband.pci", "mlx5_4/2", HCA)])

@@ -1,7 +1,7 @@
-"""Local file systems: how full they are, and whether they can be written.
+"""Local disks: how full their file systems are, whether they can be written, and which parts they are.
 
-proc_pid_mounts(5), statvfs(3). Only what lies on a disk of this machine is asked: a dead file server would
-hold whoever asks.
+proc_pid_mounts(5), statvfs(3), https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block. Only what
+lies on a disk of this machine is asked: a dead file server would hold whoever asks.
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ from collections.abc import Iterator
 
 from slurm_health.host import Host
 from slurm_health.model import Reading
+from slurm_health.probes import pcie
 
+BLOCK = "sys/block"
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "vfat", "xfs", "zfs"}
 
 
 def disk(host: Host) -> Iterator[Reading]:
     """By kernel name ("nvme0n1p2", "dm-0"; a pool's for ZFS): `disk.used` and `disk.inodes`, percent in use
     as df(1) counts them, and `disk.read_only`. A file system that is mounted several times counts once: it
-    can be written when one of its mounts can.
+    can be written when one of its mounts can. Of each disk ("nvme0n1", "sda") `disk.model`, `disk.serial`
+    and `disk.pci`, its address or that of what it is connected to.
     """
+    for name in host.names(BLOCK):
+        if host.exists(f"{BLOCK}/{name}/device"):  # not loop, dm, md, zram
+            for fact in ("model", "serial"):
+                if text := host.text(f"{BLOCK}/{name}/device/{fact}"):
+                    yield Reading(f"disk.{fact}", name, text)
+            if way := pcie.ancestry(host, f"{BLOCK}/{name}"):
+                yield Reading("disk.pci", name, way[-1])
     # init's mounts: our own are read-only wherever our unit says so
     mounts = host.text("proc/1/mounts") or host.text("proc/self/mounts") or ""
     found: dict[str, tuple[str, bool]] = {}

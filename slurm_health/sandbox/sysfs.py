@@ -203,6 +203,12 @@ def _host(root: Path) -> None:
     for service in SERVICES:
         _tree(root / f"sys/fs/cgroup/system.slice/{service}.service", {"cgroup.events": RUNNING})
     _pci(root, NVME, "0x144d", "0xa80a", "0x010802", "nvme", GEN4, "4")
+    nvme = f"devices/{_home(NVME)}/nvme/nvme0"
+    _tree(root / "sys" / nvme, {"model": "SAMSUNG MZ1L21T9HCLS-00A07", "serial": "S666NE0T123456"})
+    _tree(root / "sys" / nvme / "nvme0n1", {"size": "3750748848"})
+    (root / "sys" / nvme / "nvme0n1/device").symlink_to("../../nvme0")
+    (root / "sys/block").mkdir()
+    (root / "sys/block/nvme0n1").symlink_to(f"../{nvme}/nvme0n1")
 
 
 def _pci(
