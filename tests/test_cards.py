@@ -173,6 +173,11 @@ def littered(jobs: Path, tmp_path: Path) -> Path:
     (jobs / "empty").touch()
     (jobs / "new\nline").write_text(WHOLE[:-1])
     (jobs / os.fsdecode(b"\xff\xfe")).write_text("rubbish")
+    (jobs / "5555.0").write_text(WHOLE.replace("4711", "5555"))
+    if os.geteuid() == 0:
+        os.chown(jobs / "5555.0", 65534, 65534)  # somebody's who can write here
+    else:
+        (jobs / "5555.0").unlink()
     return jobs
 
 

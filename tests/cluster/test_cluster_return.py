@@ -73,3 +73,37 @@ def test_a_pause_keeps_it_out_and_so_does_a_fresh_install(cluster):
         cluster.health("unpause", "--nodes", "n1")
         returned(cluster, "n1")
     assert cluster.health_json("config", "show")["resume"]["mode"] == "off"
+
+
+# n4 has come back more often than n3, and takes longer: when it is back, n3 has had its time.
+
+
+def test_a_blind_node_stays_out_until_it_sees_again(cluster, tmp_path):
+    (tmp_path / "eyes").write_text(f"#!/bin/sh\n[ ! -e {tmp_path}/shut ]\n")
+    (tmp_path / "eyes").chmod(0o755)
+    with cluster.configured(f'{AUTO}\n[probes]\nfolder = "{tmp_path}"\nsite_every = "200ms"\n'):
+        cluster.restart("node:n3")
+        down(cluster, "n3", "n4")
+        (tmp_path / "shut").touch()
+        cluster.until(lambda: "eyes" in cluster.log("nodes/n3/log/node.out"), True)
+        cluster.box.clear("n3")
+        cluster.until(lambda: cluster.incidents(node="n3")[0]["cleared"], bool)
+        cluster.box.clear("n4")
+        returned(cluster, "n4")
+        assert cluster.node_state("n3") == "drained"
+        (tmp_path / "shut").unlink()
+        cluster.until(lambda: cluster.node_state("n3"), "idle", 90)  # told with the next heartbeat
+        returned(cluster, "n3")
+    cluster.restart("node:n3")
+
+
+def test_a_silent_node_stays_out_until_it_speaks_again(cluster):
+    with cluster.configured(AUTO):
+        down(cluster, "n3", "n4")
+        cluster.freeze("node:n3")
+        for name in ("n3", "n4"):
+            cluster.box.clear(name)
+        returned(cluster, "n4")
+        assert cluster.node_state("n3") == "drained"
+        cluster.thaw("node:n3")
+        returned(cluster, "n3")
