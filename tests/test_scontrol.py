@@ -240,6 +240,9 @@ def test_a_sites_wrapper_is_ended_with_what_it_started(bin_: Bin, then: str) -> 
         "squeue: error: slurm_receive_msg: Socket timed out on send/recv operation",
         "slurm_load_node: Zero Bytes were transmitted or received",
         "error: Connection refused",
+        "scontrol: error: slurm_msg_sendto: address:port=127.0.0.1:6817 msg_type=3002: Broken pipe",
+        "slurm_update error: Unexpected missing socket error",
+        "slurm_update error: Message receive failure",
         "slurm_update error: Slurm backup controller in standby mode",
     ],
 )

@@ -54,10 +54,19 @@ NO_SUCH_RESERVATION = "Requested reservation is invalid"
 REQUEUED_HELD = "job requeued in held state"
 RELEASE = re.compile(r"(\d+)\.(\d+)")
 PING = re.compile(r"Slurmctld\(\w+\) at (\S+) is (UP|DOWN)")  # scontrol ping, 22.05 to 26.05
+# What tells of the way to slurmctld, not of its will (slurm_errno.c, 22.05 to 26.05; errno(3)): it went away
+# before, amid or after our words.
 SILENT = (
     "Unable to contact slurm controller",
+    "Unexpected missing socket error",
+    "Communication connection failure",
+    "Communication shutdown failure",
+    "Message send failure",
+    "Message receive failure",
+    "Header lengths are longer than data received",
     "Socket timed out",
     "Zero Bytes were transmitted",
+    "Broken pipe",
     "Connection refused",
     "Connection reset",
     "Transport endpoint",

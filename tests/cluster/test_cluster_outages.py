@@ -1,7 +1,6 @@
 """Whoever of us or of Slurm was away when it happened: it is made good, and done once."""
 
 import signal
-import time
 
 import pytest
 
@@ -10,6 +9,15 @@ pytestmark = pytest.mark.cluster
 
 def acts(incident, kind):
     return [act["outcome"] for act in incident["actions"] if act["kind"] == kind]
+
+
+def saved(cluster, job):
+    """Wait until slurmctld has saved what it knows by now, which it does when something has changed."""
+    file = cluster.box.layout.ctld / "state/job_state"
+    when = lambda: file.stat().st_mtime_ns if file.exists() else 0  # noqa: E731
+    before = when()
+    cluster.ask("scontrol", "update", f"JobId={job}", "JobName=changed")
+    cluster.until(when, lambda now: now != before)
 
 
 def all_followed_once(cluster, job, node, code):
@@ -59,8 +67,7 @@ def test_slurmctld_is_gone_while_actions_are_under_way(cluster, how):
     """A killed one forgets what it was told in its last seconds, drains too."""
     submitted = [cluster.running("sleep 300", "--gpus=8") for _ in range(2)]
     jobs = {cluster.nodes_of(job)[0]: job for job in submitted}
-    saved, ran = cluster.box.layout.ctld / "state/job_state", time.time()
-    cluster.until(lambda: saved.exists() and saved.stat().st_mtime > ran, True)
+    saved(cluster, submitted[0])
     codes = {node: cluster.xid(node) for node in jobs}
     cluster.until(lambda: [act for one in cluster.incidents() for act in one["actions"]], len)
     cluster.restart("slurmctld", how)
