@@ -24,11 +24,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from slurm_health import baseline, cards, gres, identity, policy, rules, systemd, wire
+from slurm_health import baseline, cards, identity, policy, rules, systemd, wire
 from slurm_health.config import Config
-from slurm_health.host import Host, uptime
+from slurm_health.host import Host
 from slurm_health.link import Link
-from slurm_health.model import Card, Finding, Reading, Report, Severity
+from slurm_health.model import Finding, Reading, Report, Severity
 from slurm_health.probes import gpu, kernel, process, site
 from slurm_health.probes.disk import disk
 from slurm_health.probes.infiniband import InfiniBand
@@ -39,6 +39,7 @@ from slurm_health.probes.runner import Runner
 from slurm_health.probes.system import System
 from slurm_health.sinks.verdict import VerdictFile
 from slurm_health.spool import Spool
+from slurm_health.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ LINK_DEADLINE = 5.0
 PROCESS_DEADLINE = 5.0
 HOST_DEADLINE = 30.0
 STUCK = 120.0  # seconds after which a probe that is still out is a finding
-SEATED = 64  # runs whose ranks are remembered
 SAVE = 60.0  # seconds between savings of what counts up within windows
 TICK = 1.0
 BEAT = 3.0  # seconds: the verdict is rewritten by the second beat after the last time, within its 10 s
@@ -70,7 +70,6 @@ class NodeDaemon:
             folder.chmod(0o755)
         state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         self.verdict = VerdictFile(run_dir)
-        self.cards = cards.CardBox(run_dir / "jobs")
         self.spool = Spool(state_dir / "spool")
         self.book = rules.load(config.rule)
         self.expectations = baseline.Expectations(**config.expected(name))
@@ -86,15 +85,13 @@ class NodeDaemon:
         self.life, self.numbers = secrets.token_hex(8), itertools.count(1)  # of its reports
         self.blind: dict[str, str] = {}
         self.decision = wire.Decision()
-        # Device minor -> PCI address, in NVML's order: of this boot, also those lost since.
-        self.gpus: dict[int, str] = {
+        minors = {
             minor: device
             for device, its in self.baseline.gpus.items()
             if isinstance(minor := its.get("minor"), int) and its.get("boot") == self.boot
         }
+        self.tenants = Tenants(run_dir / "jobs", name, config.slurm.conf, minors)
         self.boards: tuple[Reading, ...] = ()  # NVML's last
-        self.held: dict[tuple[int, int], tuple[str, ...] | None] = {}  # (job, restarts) -> its GPUs
-        self.ranks: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}  # the same -> GPU -> ranks seen
         self.turned_away: set[tuple[int, int]] = set()
         self.inbox: deque[Callable[[], None]] = deque()
         self.lock = threading.Lock()  # over what `compose` reads from the link's thread
@@ -228,7 +225,7 @@ class NodeDaemon:
         refusing = self.verdict.said[0] == "bad"
         turned_away = {
             (card.job, card.restarts)
-            for card in self._cards(time.time())
+            for card in self.tenants.look(time.time())
             if card.refused or (card.ended and refusing)
         }
         if turned_away - self.turned_away:
@@ -302,9 +299,7 @@ class NodeDaemon:
                 for one in report.readings
                 if one.name == "gpu.minor" and isinstance(one.value, int)
             }
-            if len(minors) >= len(self.gpus):  # with fewer, one is lost: its number must not be
-                with self.lock:
-                    self.gpus = minors
+            self.tenants.learn(minors)
         error = wire.clean(report.error)
         if (error or None) != self.blind.get(report.probe):
             with self.lock:
@@ -328,15 +323,10 @@ class NodeDaemon:
         self._judge(baseline.expect(self.baseline, self.expectations, report))
 
     def _seat(self, processes: Iterable[Reading]) -> None:
-        """Remember which ranks sit on which GPU: when it fails, they are gone and cannot be asked. And see
-        who sits where nobody should."""
+        """See which ranks sit on which GPU, and who sits where nobody should."""
         processes = tuple(processes)
-        self._judge(cards.leftovers(self._cards(time.time()), self.boards, processes))
-        with self.lock:
-            for run, seen in cards.ranks(self.cards.read(uptime()), processes).items():
-                if run in self.held:
-                    self.ranks[run] = self.ranks.pop(run, {}) | seen
-            self.ranks = dict(list(self.ranks.items())[-SEATED:])  # those last seen: a report has an end
+        self._judge(cards.leftovers(self.tenants.look(time.time()), self.boards, processes))
+        self.tenants.seat(processes)
 
     def _kernel(self) -> None:
         if not self.log:
@@ -351,7 +341,7 @@ class NodeDaemon:
         found = kernel.readings(records, self.boot, self._now(), self.log.clock())
         fresh = [one for one in found if one.at >= self.news_since]
         if fresh:
-            runs = self._cards(time.time())
+            runs = self.tenants.look(time.time())
             self._judge(replace(one, job=cards.holder(runs, one.device, one.at)) for one in fresh)
             if self.worker and any(map(kernel.nvml_knows, fresh)):
                 self.gpu_due = min(self.gpu_due, time.monotonic())
@@ -390,7 +380,7 @@ class NodeDaemon:
     def compose(self) -> wire.NodeReport:
         """The report as things are now. Called from the link's thread."""
         now = time.time()
-        jobs = self._cards(now)
+        jobs = self.tenants.look(now)
         with self.lock:
             opened = tuple(self.spool.waiting.values())[: wire.MANY]
             standing = tuple(found.moment for found in self.standing)[: wire.MANY]
@@ -407,39 +397,6 @@ class NodeDaemon:
             life=self.life,
             number=next(self.numbers),
         )
-
-    def _cards(self, now: float) -> list[Card]:
-        """The jobs seen here. Which GPUs each holds is settled when its card is first seen: Slurm's numbers
-        shift when slurmd restarts without one. Called from both threads."""
-        up = uptime()
-        with self.lock:
-            raw = self.cards.read(up)
-            if any((card.job, card.restarts) not in self.held for card in raw):
-                minors = self._minors()
-                for card in raw:
-                    if (card.job, card.restarts) not in self.held and (self.gpus or not card.gpus):
-                        self.held[card.job, card.restarts] = cards.devices(card, minors, self.gpus)
-            runs = {(card.job, card.restarts) for card in raw}
-            self.held = {run: devices for run, devices in self.held.items() if run in runs}
-            self.ranks = {run: seen for run, seen in self.ranks.items() if run in runs}
-            return [
-                cards.dated(card, self.held.get(run), now - up, self.ranks.get(run))
-                for card in raw
-                for run in [(card.job, card.restarts)]
-            ]
-
-    def _minors(self) -> dict[int, int] | None:
-        """Slurm's GPU ordinals to device minors, by the files that slurmd reads too."""
-        conf = gres.conf_path(self.config.slurm.conf)
-        try:
-            return gres.minors(
-                conf.read_text(encoding="utf-8"),
-                self.name,
-                conf.with_name("slurm.conf").read_text(encoding="utf-8"),
-                list(self.gpus),
-            )
-        except (OSError, UnicodeDecodeError):
-            return None
 
     def _signature(self) -> wire.Signature:
         if self.signed is None:

@@ -108,7 +108,7 @@ def test_the_two_seats_meet_in_the_wire_alone() -> None:
     seat = below(
         *("controller", "rescue", "outage", "standby", "web", "ledger", "migrations", "slurm", "sinks.notify")
     )
-    for module in ("node", "link", "spool", "cards", "client", "sinks.verdict"):
+    for module in ("node", "link", "spool", "cards", "tenants", "client", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
     for module in ("controller", "rescue", "standby", "web", *below("ledger")):
         assert not ours(f"slurm_health.{module}") & below("node", "link", "spool", "probes", "rules", "host")

@@ -538,7 +538,7 @@ def test_whose_job_an_event_was_is_told_to_the_rules(
     here.book = rules.load([{"code": "GPU_XID_13", **row}])
     gpu, at = "0000:18:00.0", time.time() - 100
     jobs = [Card(7, 0, 1000, (gpu,), at - 10, ended=at + 5), Card(8, 0, 1000, (gpu,), at + 10)]
-    monkeypatch.setattr(here, "_cards", lambda now: jobs)
+    monkeypatch.setattr(here.tenants, "look", lambda now: jobs)
     assert here.log
     log = here.host.path("dev/kmsg")
     line = "4,{n},{us},-;NVRM: Xid (PCI:0000:18:00): 13, pid=1, name=a, x\n"
