@@ -65,7 +65,7 @@ bench: packages $(VENV)/.installed ## all measurements, more than an hour; print
 	$(BIN)/python bench/prolog.py
 	$(BIN)/python bench/node.py
 	$(BIN)/python bench/gpu.py --fake 8
-	$(BIN)/python bench/detect_gpu.py
+	$(BIN)/python bench/detect.py
 	$(BIN)/python bench/requeue.py
 	$(BIN)/python bench/relaunch.py
 	$(BIN)/python bench/scale.py

@@ -1,17 +1,18 @@
-"""Time from a fault of a link or a host to the node daemon's finding, for each class of faults.
+"""Time from a fault to the node daemon's finding, for each class of faults.
 
-    python bench/detect.py [--nodes 32] [--only CLASS,CLASS] [--dir DIR]
+    python bench/detect.py [--nodes 32] [--only FAULT,FAULT] [--dir DIR]
 
-Each node is a real node daemon with the packaged rules and intervals, over the files of a fake machine of
-its own; no Slurm, no controller. On every node each class is injected once, on a device of its own, at a
-moment of its own within a minute, so that the looks are met at any phase. The clock starts when the fault is
-written and stops when the daemon logs its finding. "Of it waited" is what the rule waits by design before it
-believes what it sees.
+Each node is a real node daemon with the packaged rules and intervals, over a fake machine of its own; no
+Slurm, no controller. On every node each class is injected once, on a device of its own or on one where it
+hides no other, at a moment of its own within a minute, so that the looks are met at any phase. What ails the
+whole driver follows after the rest. The clock starts when the fault is written and stops when the daemon logs
+its finding. "Of it waited" is what the rule waits by design before it believes what it sees.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -20,24 +21,28 @@ import statistics
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolog import machine
-from slurm_health import rules
+from slurm_health import duration, rules
 from slurm_health.sandbox.daemon import await_until
 from slurm_health.sandbox.hardware import Machine
+from slurm_health.sandbox.library import build
+from slurm_health.sandbox.sysfs import SWITCHES
 
-FINDING = re.compile(r"\S+ \S+ (?:WARNING|ERROR) ([A-Z0-9_]+)\(([^)]*)\) ")  # as the daemon logs it
+FINDING = re.compile(r"(\S+ \S+) (?:WARNING|ERROR) ([A-Z0-9_]+)\(([^)]*)\) ")  # as the daemon logs it
 SPREAD = 60.0  # seconds within which a class is injected
-PATIENCE = 420.0  # seconds after which a fault counts as missed
+PATIENCE = 480.0  # seconds after which a fault counts as missed
+SETTLED = 75.0  # seconds until all counters have been seen once, and again
 CONFIG = """\
 controller = "127.0.0.1:1"
 [auth]
 method = "hmac"
 key_file = "{folder}/key"
 [probes]
-gpu = false
+folder = "{folder}/probes.d"
 [[nodes]]
 match = "{name}"
 services = ["munge"]
@@ -45,97 +50,146 @@ services = ["munge"]
 
 
 class Class(NamedTuple):
-    """What is injected, and the finding that must come of it: its code, device and reading."""
+    """What is injected, and the finding that must come of it: its code, device and reading. A device may be
+    {gpu} or {port}: the PCI address of the fault's."""
 
-    fault: dict[str, Any]
     code: str
     device: str
     reading: str
+    fault: dict[str, Any]
 
-    def names(self, told: re.Match[str]) -> bool:
-        return told.groups() == (self.code, self.device)
+    def waits(self, book: rules.RuleBook) -> str:
+        """What its rule waits for; what the kernel says it says once."""
+        for rule in book.rules:
+            if (rule.code, rule.reading) == (self.code, self.reading) and not self.reading.startswith(
+                "kernel."
+            ):
+                span, looks = rule.hold or rule.lasts, rule.times
+                words = [duration.short(span)] * bool(span) + [f"{looks} looks"] * (looks > 1)
+                return ", ".join(words) or "-"
+        return "-"
 
 
-def _class(fault: str, code: str, device: str, reading: str, port: int | None = None) -> Class:
-    return Class({"fault": fault, **({} if port is None else {"port": port})}, code, device, reading)
+def _class(code: str, device: str, reading: str, fault: str, /, **told: Any) -> Class:
+    return Class(code, device, reading, {"fault": fault, **told})
 
 
+GPU, ADAPTER = "{gpu}", "{port}"
 CLASSES = {
-    "InfiniBand port down": _class("ib-down", "IB_PORT_DOWN", "mlx5_0/1", "infiniband.down", 0),
-    "InfiniBand port at half its rate": _class("ib-slow", "IB_PORT_SLOW", "mlx5_1/1", "infiniband.slow", 1),
-    "InfiniBand flap (3 losses)": _class("ib-flap", "IB_FLAP", "mlx5_2/1", "infiniband.link_downed", 2),
-    "InfiniBand symbol errors": _class("ib-errors", "IB_ERRORS", "mlx5_3/1", "infiniband.symbol_error", 3),
-    "network port down": _class("nic-down", "NIC_DOWN", "eth0", "nic.down", 0),
-    "network port at a tenth of its speed": _class("nic-slow", "NIC_SLOW", "eth1", "nic.slow", 1),
-    "network port flap (4 losses)": _class("nic-flap", "NIC_FLAP", "eth2", "nic.carrier_downs", 2),
-    "network port errors": _class("nic-errors", "NIC_ERRORS", "eth3", "nic.rx_crc_errors", 3),
-    "PCIe link at half its width": _class(
-        "ib-pcie-degraded", "PCIE_DEGRADED", "0000:9b:00.0", "pcie.degraded", 4
+    "Xid 79": _class("GPU_XID_79", GPU, "kernel.xid", "xid", gpu=2, code=79),
+    "SXid 20034": _class("NVSWITCH_SXID_20034", SWITCHES[0], "kernel.sxid", "sxid", code=20034),
+    "GPU lost": _class("GPU_MISSING", GPU, "gpu.missing", "gpu-lost", gpu=0),
+    "GPU gone": _class("GPU_MISSING", GPU, "gpu.missing", "gpu-gone", gpu=1),
+    "ECC": _class("GPU_ECC_UNCORRECTED", GPU, "gpu.ecc_risen", "ecc", gpu=2),
+    "SRAM": _class("GPU_ECC_UNCORRECTED", GPU, "gpu.sram_threshold", "sram", gpu=3),
+    "remap pending": _class("GPU_REMAP_PENDING", GPU, "gpu.remap_pending", "remap-pending", gpu=3),
+    "remap failed": _class("GPU_REMAP_FAILED", GPU, "gpu.remap_failed", "remap-failed", gpu=4),
+    "pages retired": _class("GPU_PAGES_RETIRED", GPU, "gpu.pages_pending", "retired", gpu=5),
+    "recovery action": _class(
+        "GPU_RECOVERY_ACTION", GPU, "gpu.recovery_action", "recovery-action", gpu=5, code=1
     ),
-    "PCIe fatal error": _class("ib-pcie-errors", "PCIE_ERRORS", "0000:ac:00.0", "pcie.fatal", 5),
-    "memory error, uncorrected": _class("mem-ecc", "MEM_ECC_UNCORRECTED", "mc0", "memory.ecc_risen"),
-    "memory missing": _class("mem-missing", "MEM_MISSING", "", "memory.share"),
-    "disk full": _class("disk-full", "DISK_FULL", "nvme0n1p2", "disk.used"),
-    "disk read-only": _class("disk-readonly", "DISK_READ_ONLY", "dm-0", "disk.locked"),
-    "process stuck with a GPU": _class("task-stuck", "KERNEL_HUNG_TASK", "", "system.stuck"),
-    "service ended": _class("service-stopped", "HOST_SERVICE", "munge.service", "system.service"),
+    "NVLink down": _class("GPU_NVLINK_DOWN", GPU, "gpu.nvlink_down", "nvlink-down", gpu=2),
+    "NVLink errors": _class("GPU_NVLINK_ERRORS", GPU, "gpu.nvlink_crc", "nvlink-errors", gpu=3),
+    "fabric": _class("GPU_FABRIC", GPU, "gpu.fabric_lost", "fabric", gpu=4),
+    "throttled": _class("GPU_THROTTLED", GPU, "gpu.hw_thermal", "throttle", gpu=6, text="thermal"),
+    "hot": _class("GPU_HOT", GPU, "gpu.shutdown_margin", "hot", gpu=6, code=94),
+    "fan": _class("GPU_FAN", GPU, "gpu.fan_failed", "fan", gpu=7),
+    "PCIe of a GPU degraded": _class("GPU_PCIE_DEGRADED", GPU, "gpu.pcie_slow", "gpu-pcie-slow", gpu=6),
+    "PCIe of a GPU repeats": _class("GPU_PCIE_DEGRADED", GPU, "gpu.pcie_replay", "gpu-pcie-replay", gpu=7),
+    "another VBIOS": _class("GPU_DRIFT", GPU, "gpu.drift", "vbios", gpu=7, text="1.2.3"),
+    "InfiniBand port down": _class("IB_PORT_DOWN", "mlx5_0/1", "infiniband.down", "ib-down", port=0),
+    "InfiniBand port at half its rate": _class(
+        "IB_PORT_SLOW", "mlx5_1/1", "infiniband.slow", "ib-slow", port=1
+    ),
+    "InfiniBand flap (3 losses)": _class("IB_FLAP", "mlx5_2/1", "infiniband.link_downed", "ib-flap", port=2),
+    "InfiniBand symbol errors": _class(
+        "IB_ERRORS", "mlx5_3/1", "infiniband.symbol_error", "ib-errors", port=3
+    ),
+    "adapter's health (kernel log)": _class("NIC_HEALTH", ADAPTER, "kernel.mlx5", "mlx5", port=6),
+    "network port down": _class("NIC_DOWN", "eth0", "nic.down", "nic-down", port=0),
+    "network port at a tenth of its speed": _class("NIC_SLOW", "eth1", "nic.slow", "nic-slow", port=1),
+    "network port flap (4 losses)": _class("NIC_FLAP", "eth2", "nic.carrier_downs", "nic-flap", port=2),
+    "network port errors": _class("NIC_ERRORS", "eth3", "nic.rx_crc_errors", "nic-errors", port=3),
+    "PCIe link at half its width": _class(
+        "PCIE_DEGRADED", ADAPTER, "pcie.degraded", "ib-pcie-degraded", port=4
+    ),
+    "PCIe fatal error counted": _class("PCIE_ERRORS", ADAPTER, "pcie.fatal", "ib-pcie-errors", port=5),
+    "PCIe fatal error (kernel log)": _class("PCIE_ERRORS", GPU, "kernel.aer", "aer", gpu=7),
+    "memory error, uncorrected": _class("MEM_ECC_UNCORRECTED", "mc0", "memory.ecc_risen", "mem-ecc"),
+    "memory missing": _class("MEM_MISSING", "", "memory.share", "mem-missing"),
+    "disk full": _class("DISK_FULL", "nvme0n1p2", "disk.used", "disk-full"),
+    "disk read-only": _class("DISK_READ_ONLY", "dm-0", "disk.locked", "disk-readonly"),
+    "disk times out (kernel log)": _class("DISK_ERRORS", "nvme0", "kernel.disk", "disk", text="timeout"),
+    "processor stuck (kernel log)": _class("KERNEL_LOCKUP", "", "kernel.lockup", "lockup"),
+    "process stuck with a GPU": _class("KERNEL_HUNG_TASK", "", "system.stuck", "task-stuck", gpu=0),
+    "service ended": _class("HOST_SERVICE", "munge.service", "system.service", "service-stopped"),
 }
+# What ails all GPUs would hide the rest.
+DRIVER = (
+    {"driver hangs": _class("GPU_DRIVER_HUNG", "", "gpu.driver", "driver-hang")},
+    {"driver failed": _class("GPU_DRIVER_FAILED", "", "gpu.driver", "driver-failed")},
+)
 
 
 class Node:
     """A node daemon and its machine."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.machine = Machine.build(folder / "machine", name, gpus=1, ports=8, nics=4)
-        self.config = folder / "config.toml"
-        self.config.write_text(CONFIG.format(folder=folder, name=name))
+    def __init__(self, folder: Path, name: str, library: Path) -> None:
+        self.machine = Machine.build(folder / "machine", name, gpus=8, ports=8, nics=4)
+        self.facts = json.loads((self.machine.folder / "machine.json").read_text())
+        (folder / "config.toml").write_text(CONFIG.format(folder=folder, name=name))
         (folder / "key").write_text("0" * 64)
         (folder / "key").chmod(0o600)
         self.log, self.read = folder / "log", 0
-        argv = [sys.executable, "-m", "slurm_health", "node", "--config", str(self.config), "--name", name]
-        argv += [
-            "--root",
-            str(self.machine.folder),
-            "--run",
-            str(folder / "run"),
-            "--state",
-            str(folder / "state"),
-        ]
+        argv = [sys.executable, "-m", "slurm_health", "node", "--config", folder / "config.toml"]
+        argv += ["--name", name, "--root", self.machine.folder]
+        argv += ["--run", folder / "run", "--state", folder / "state"]
+        environment = os.environ | {
+            "SLURM_HEALTH_FAKE_NVML": str(self.machine.folder / "nvml"),
+            "SLURM_HEALTH_NVML_LIBRARY": str(library),
+        }
         with self.log.open("wb") as out:
-            self.process = subprocess.Popen(argv, stderr=out, stdout=out, cwd=folder, env=dict(os.environ))
+            self.process = subprocess.Popen([*map(str, argv)], stderr=out, stdout=out, env=environment)
 
-    def found(self) -> list[str]:
-        """What it has logged since the last time."""
+    def ready(self) -> bool:
+        return "ready: " in self.log.read_text()
+
+    def device(self, one: Class) -> str:
+        gpu, port = one.fault.get("gpu", 0), one.fault.get("port", 0)
+        return one.device.format(gpu=self.facts["gpus"][gpu]["pci"], port=self.facts["ports"][port])
+
+    def found(self) -> list[re.Match[str]]:
+        """The findings that it has logged since the last time."""
         with self.log.open() as file:
             file.seek(self.read)
-            text = file.read()
-            self.read = file.tell()
-        return text.splitlines()
+            lines = file.readlines()
+            if lines and not lines[-1].endswith("\n"):
+                lines.pop()  # half written: the next time
+            self.read += sum(len(line.encode()) for line in lines)
+        return [told for line in lines if (told := FINDING.match(line))]
 
 
 def measure(nodes: list[Node], wanted: dict[str, Class]) -> tuple[dict[str, list[float]], list[str]]:
-    """By class the seconds until each fault was found (infinity: it was not), and every other finding."""
+    """By class the seconds until each fault was found, and every other finding."""
     began = time.monotonic()
     due = sorted((random.uniform(0, SPREAD), number, name) for number in range(len(nodes)) for name in wanted)
-    waiting: dict[tuple[int, str], float] = {}
+    waiting: dict[tuple[int, str, str], tuple[str, float]] = {}  # node, code, device -> class, since when
     took: dict[str, list[float]] = {name: [] for name in wanted}
     other: list[str] = []
     while (due or waiting) and time.monotonic() - began < PATIENCE:
         while due and due[0][0] <= time.monotonic() - began:
             _, number, name = due.pop(0)
-            waiting[number, name] = nodes[number].machine.inject(**wanted[name].fault)["at"]
+            node, one = nodes[number], wanted[name]
+            waiting[number, one.code, node.device(one)] = (name, node.machine.inject(**one.fault)["at"])
         for number, node in enumerate(nodes):
-            for line in node.found():
-                told = FINDING.match(line)
-                whose = [key for key in waiting if key[0] == number and told and wanted[key[1]].names(told)]
-                for key in whose:
-                    took[key[1]].append(time.time() - waiting.pop(key))
-                if told and not whose:
-                    other.append(line)
-        time.sleep(0.05)
-    for _, name in waiting:
-        took[name].append(float("inf"))
-    return {name: sorted(seconds) for name, seconds in took.items()}, other
+            for told in node.found():
+                if whose := waiting.pop((number, told[2], told[3]), None):
+                    at = datetime.strptime(told[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+                    took[whose[0]].append(max(0.0, at - whose[1]))
+                else:
+                    other.append(told.string.rstrip())
+        time.sleep(0.1)
+    return took, other
 
 
 def main() -> None:
@@ -146,21 +200,31 @@ def main() -> None:
     parser.add_argument("--only", default="", help="these classes only, by their faults: ib-down,mem-ecc")
     parser.add_argument("--dir", type=Path, default=Path("/tmp/slurm-health-bench"), help="its folder")
     given = parser.parse_args()
-    about = machine()
-    wanted = {
-        name: one
-        for name, one in CLASSES.items()
-        if not given.only or one.fault["fault"] in given.only.split(",")
-    }
-    book = rules.load()
-    nodes = [Node(given.dir / f"n{number}", f"n{number}") for number in range(given.nodes)]
+    about, book = machine(), rules.load()
+    only = set(filter(None, given.only.split(",")))
+    rounds = [
+        {name: one for name, one in classes.items() if not only or one.fault["fault"] in only}
+        for classes in (CLASSES, *DRIVER)
+    ]
+    given.dir.mkdir(parents=True)
+    library = build(given.dir / "libnvidia-ml.so.1")
+    nodes = []
+    took: dict[str, list[float]] = {}
+    other: list[str] = []
     try:
-        ready = await_until(lambda: all("ready: " in node.log.read_text() for node in nodes), 120)
-        assert ready, "some node is not ready"
-        time.sleep(35)  # the counters have been seen once, and again
-        for node in nodes:
-            node.found()
-        took, other = measure(nodes, wanted)
+        for number in range(given.nodes):
+            (given.dir / f"n{number}").mkdir()
+            nodes.append(Node(given.dir / f"n{number}", f"n{number}", library))
+        assert await_until(lambda: all(node.ready() for node in nodes), 120), "some node is not ready"
+        for wanted in filter(None, rounds):
+            time.sleep(SETTLED)
+            for node in nodes:
+                node.found()
+            round_took, round_other = measure(nodes, wanted)
+            took |= round_took
+            other += round_other
+            for node in nodes:
+                node.machine.clear()
     finally:
         for node in nodes:
             node.process.terminate()
@@ -168,17 +232,14 @@ def main() -> None:
             node.process.wait(20)
         shutil.rmtree(given.dir)
     print(f"{about}.\n{given.nodes} injections of each class, on {given.nodes} node daemons.\n")
-    print("| fault | finding | median, s | worst, s | of it waited, s | missed |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    print("| fault | finding | found | median, s | worst, s | of it waited |")
+    print("| --- | --- | ---: | ---: | ---: | --- |")
     for name, seconds in took.items():
-        one = wanted[name]
-        hold = max(rule.hold for rule in book.rules if (rule.code, rule.reading) == (one.code, one.reading))
-        found = [second for second in seconds if second != float("inf")]
-        median, worst = (statistics.median(found), found[-1]) if found else (float("nan"), float("nan"))
-        missed = len(seconds) - len(found)
-        print(f"| {name} | {one.code} | {median:.1f} | {worst:.1f} | {hold:g} | {missed} |")
+        one = {name: one for classes in rounds for name, one in classes.items()}[name]
+        median, worst = (statistics.median(seconds), max(seconds)) if seconds else (float("nan"),) * 2
+        print(f"| {name} | {one.code} | {len(seconds)} | {median:.2f} | {worst:.2f} | {one.waits(book)} |")
     print(f"\nOther findings: {len(other)}.")
-    for line in other[:5]:
+    for line in other[:10]:
         print(f"    {line}")
 
 

@@ -25,7 +25,6 @@ import contextlib
 import json
 import random
 import re
-import shutil
 import statistics
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ClusterShell.NodeSet import NodeSet
-from requeue import BUDGET, START_WITHIN, ask_status, calmly, moment, slurm, up
+from requeue import BUDGET, START_WITHIN, ask_status, calmly, keep, moment, slurm, up
 
 from prolog import machine
 from slurm_health import config
@@ -317,19 +316,13 @@ def ours(rounds: int, given: argparse.Namespace) -> None:
         # Nodes that start before their controller try again after a while: not what is measured here.
         calmly(lambda: ask_status(box)["reporting"] == NODES, START_WITHIN)
         some = Ours(box, rounds).run(rounds + ports, given.raw)
-        keep(given)
+        keep(box, given.keep_logs)
     for fault, words in (("GPUs", "eight GPUs at once"), ("port", "an InfiniBand port")):
         print(row(f"slurm-health, {words}", [one for one in some if one.fault == fault]))
     tenths = Counter(int(one.requeued * 10) % 10 for one in some if one.requeued and one.fault == "GPUs")
     print("\nRequeues for GPUs in each tenth of the second:", ", ".join(str(tenths[n]) for n in range(10)))
     bad = [one for one in some if not one.good]
     print(f"\nNot as they should be: {len(bad) or 'none'}", *bad, sep="\n- ", flush=True)
-
-
-def keep(given: argparse.Namespace) -> None:
-    if given.keep_logs:
-        leave = shutil.ignore_patterns("hardware", "spool", "socket*", "state")
-        shutil.copytree(given.dir, given.keep_logs, ignore=leave, dirs_exist_ok=True)
 
 
 def stock(rounds: int, given: argparse.Namespace) -> None:

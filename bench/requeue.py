@@ -16,6 +16,7 @@ Stock Slurm is a sandbox without us, where an admin's script drains and requeues
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -269,8 +270,7 @@ def lost(rounds: Sequence[Round]) -> str:
 
 
 def ours(delay: int, rounds: int, given: argparse.Namespace) -> None:
-    folder, lanes, logs = given.dir, given.lanes, given.keep_logs
-    box = Sandbox(folder)
+    box, lanes = Sandbox(given.dir), given.lanes
     lines = [f"SchedulerParameters=batch_sched_delay={delay}"]
     with up(box, nodes=4 * lanes, gpus=8, ports=2, nics=1, slurm_conf=lines, site_toml=BUDGET):
         # Nodes that start before their controller try again after a while: not what is measured here.
@@ -278,9 +278,7 @@ def ours(delay: int, rounds: int, given: argparse.Namespace) -> None:
         began = time.monotonic()
         done = Bench(box, rounds, given.raw).run(lanes)
         took = time.monotonic() - began
-        if logs:
-            leave = shutil.ignore_patterns("hardware", "spool", "socket*", "state")
-            shutil.copytree(folder, logs, ignore=leave)
+        keep(box, given.keep_logs)
     setting = f"batch_sched_delay={delay}" + (" (Slurm's default)" if delay else "")
     print(f"\n### {setting}: {rounds} faults, {lanes} at a time on {4 * lanes} nodes, in {took:.0f} s\n")
     print("\n".join([HEAD, *report(done)]) + f"\n\n{lost(done)}", flush=True)
@@ -342,18 +340,21 @@ def _refused(box: Sandbox, outside: Path) -> tuple[float, str]:
     return time.monotonic() - began, job.shown()
 
 
-class up:  # noqa: N801  (reads as the command does)
+@contextlib.contextmanager
+def up(box: Sandbox, **how: Any) -> Iterator[None]:
     """A sandbox for as long as the context lasts."""
+    box.up(**how, progress=progress)
+    try:
+        yield
+    finally:
+        box.down(progress)
 
-    def __init__(self, box: Sandbox, **how: Any) -> None:
-        self.box, self.how = box, how
 
-    def __enter__(self) -> Sandbox:
-        self.box.up(**self.how, progress=progress)
-        return self.box
-
-    def __exit__(self, *_: object) -> None:
-        self.box.down(progress)
+def keep(box: Sandbox, folder: Path | None) -> None:
+    """Copy a sandbox's logs to a folder, if one is named."""
+    if folder:
+        leave = shutil.ignore_patterns("hardware", "spool", "socket*", "state")
+        shutil.copytree(box.folder, folder, ignore=leave, dirs_exist_ok=True)
 
 
 progress: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
