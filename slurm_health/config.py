@@ -270,7 +270,9 @@ class Nodes(Section):
     )
     memory: float | None = Field(None, gt=0, description="GiB that Linux can use (MemTotal)")
     services: tuple[str, ...] = Field((), description='systemd units that should run: "nvidia-fabricmanager"')
-    ignore: tuple[str, ...] = Field((), description='device globs that are never judged: "mlx5_bond_0/*"')
+    ignore: tuple[str, ...] = Field(
+        (), description='device globs that are never judged, ports not even read: "mlx5_bond_0/*"'
+    )
 
 
 class Config(Section):

@@ -114,7 +114,7 @@ class NodeDaemon:
         self.runner = Runner()
         self.links: dict[str, InfiniBand | Nic] = {}
         if config.probes.infiniband:
-            self.links["infiniband"] = InfiniBand(self.host)
+            self.links["infiniband"] = InfiniBand(self.host, self.expectations.ignored)
         if config.probes.nic:
             self.links["nic"] = Nic(self.host)
         hosted: dict[str, Callable[[], Iterable[Reading]]] = {

@@ -128,7 +128,7 @@ def _look(
     began = time.monotonic()
     calls: dict[str, Callable[[], Iterable[Reading]]] = {
         "kernel": lambda: _kernel(host),
-        "infiniband": InfiniBand(host).look,
+        "infiniband": InfiniBand(host, expectations.ignored).look,
         "nic": Nic(host).look,
         "pcie": Pcie(host).look,
         "memory": lambda: memory(host),

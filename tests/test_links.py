@@ -141,6 +141,19 @@ def test_the_functions_that_manage_nvswitches_are_left_alone(tmp_path: Path) -> 
     assert {device for name, device in read(tmp_path) if name == "infiniband.state"} == {"mlx5_0/1"}
 
 
+def test_a_port_that_the_site_ignores_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mlx5_0", "mlx5_1"):
+        nodes.port(tmp_path, name, pci=f"0000:1{name[-1]}:00.0")
+    asked: list[str] = []
+    text = Host.text
+    monkeypatch.setattr(Host, "text", lambda host, name: asked.append(str(name)) or text(host, name))
+    probe = InfiniBand(Host(tmp_path), Expectations(ignore=("mlx5_1/*",)).ignored)
+    assert facts(tuple(probe.look()))["infiniband.listed", ""] == 1
+    tuple(probe.glance())
+    assert any("mlx5_0/ports" in name for name in asked)
+    assert not any("mlx5_1/ports" in name for name in asked)
+
+
 @pytest.mark.parametrize("name", ["pf0vf3", "c1pf0sf88", "pf1"])
 def test_stand_ins_of_virtual_functions_are_left_out(tmp_path: Path, name: str) -> None:
     nodes.nic(tmp_path, "eth3", carrier="0")

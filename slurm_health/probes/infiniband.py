@@ -6,7 +6,7 @@ https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-class-infiniband
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from operator import eq
@@ -43,15 +43,17 @@ class Adapter:
 
 
 class InfiniBand:
-    """The RDMA ports of one machine; device as in "mlx5_4/1".
+    """The RDMA ports of one machine; device as in "mlx5_4/1". Those that `ignored` names are not even read:
+    on some machines the kernel logs a line for each question to a port that is not ours to ask.
 
-    Left alone: virtual functions, whose link follows the physical function's; and the ConnectX functions by
-    which Fabric Manager runs the NVSwitches of HGX B200 and later ("SW_MNG" in their vital product data): the
-    firmware refuses to answer for their ports, and the kernel logs a line for each question.
+    Left alone, too: virtual functions, whose link follows the physical function's; and the ConnectX functions
+    by which Fabric Manager runs the NVSwitches of HGX B200 and later ("SW_MNG" in their vital product data),
+    for whose ports the firmware refuses to answer.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, ignored: Callable[[str], bool] = lambda device: False) -> None:
         self._host = host
+        self._ignored = ignored
         self._adapters: dict[tuple[str, str], Adapter | None] = {}
         self._states: dict[str, str | None] = {}
         self._rest = 0
@@ -74,6 +76,7 @@ class InfiniBand:
             (name, number)
             for name in sorted(adapters, key=lambda name: (adapters[name].pci, name))
             for number in host.names(f"{CLASS}/{name}/ports")
+            if not self._ignored(f"{name}/{number}")
         ]
         before, self._states = self._states, {}
         yield Reading("infiniband.listed", "", len(ports))
