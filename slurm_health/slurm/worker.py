@@ -88,11 +88,17 @@ class Calls:
 
     def jobs(self, ids: list[int]) -> list[Any]:
         if len(ids) <= FEW:
-            found = self._each(self.pyslurm.Job.load, ids, UNKNOWN_JOB)
+            found = self._each(self._job, ids, UNKNOWN_JOB)
         else:
             found = self.pyslurm.Jobs.load().values()
         wanted = set(ids)
         return [job(one) for one in found if one.id in wanted]
+
+    def _job(self, number: int) -> Any:
+        try:
+            return self.pyslurm.Job.load(number)
+        except KeyError:  # of an array's task that has ended it misses the steps, which other tasks have
+            return self.pyslurm.Jobs.load()[number]
 
     def jobs_on(self, names: list[str]) -> list[Any]:
         wanted = set(names)
@@ -114,7 +120,7 @@ class Calls:
 
     def _single(self, number: int) -> Any:
         """The job, where its number alone names it."""
-        one = self.pyslurm.Job.load(number)
+        one = self._job(number)
         if one.id != number or one.array_id or one.heterogeneous_id:
             raise NotAlone
         return one

@@ -143,6 +143,7 @@ def test_they_say_the_same_of_everything(plain):
         plain.running("sleep 600", "-N2", "-wn[2,4]", "--no-requeue", "--job-name=x JobState=FAILED|n1|"),
         plain.running("sleep 600", "-wn4", "-n1", "--array=0-2%3"),
         plain.running("sleep 600", "-wn4", "-n1", "--array=5"),
+        plain.running("[ $SLURM_ARRAY_TASK_ID = 0 ] && sleep 600", "-wn4", "-n1", "--array=0-1"),
         plain.running("sleep 600", "-wn1", "-n1", "-phidden", user=NOBODY.pw_uid, cwd="/tmp"),
         plain.submit("sleep 600", "-N1", "-wn5", "-n1", ":", "-wn6", "-n1"),
         plain.submit("true", "-n1", "-wn1"),
@@ -166,8 +167,8 @@ def test_they_say_the_same_of_everything(plain):
     plain.until(lambda: plain.state(stuck), ["COMPLETING"])
     plain.ask("salloc", "--no-shell", "-n1", "-wn8")
     plain.submit("true", "-N8", "--exclusive")
-    plain.until(lambda: plain.state(jobs[6]) + plain.state(cancelled), ["COMPLETED", "CANCELLED"])
-    plain.until(lambda: plain.state(jobs[7]) + plain.state(jobs[8]), ["FAILED", "FAILED"])
+    plain.until(lambda: plain.state(jobs[7]) + plain.state(cancelled), ["COMPLETED", "CANCELLED"])
+    plain.until(lambda: plain.state(jobs[8]) + plain.state(jobs[9]), ["FAILED", "FAILED"])
     drain("n1", "drain", ODD)
     drain("n2", "fail", "failing")
     drain("n7", "drain", "none")
@@ -206,7 +207,8 @@ def test_they_say_the_same_of_everything(plain):
     assert flags >= {"DRAIN", "FAIL", "DOWN", "MAINTENANCE"}
     assert {nodes["n1"].reason, nodes["n7"].reason} == {ODD, ""}
     labels = {one.label for one in everything.values()}
-    assert labels >= {f"{jobs[2]}_0", f"{jobs[3]}_5", jobs[5], f"{jobs[11]}_7", f"{jobs[12]}_0", jobs[10]}
+    assert labels >= {f"{jobs[2]}_0", f"{jobs[3]}_5", jobs[6], f"{jobs[12]}_7", f"{jobs[13]}_0", jobs[11]}
+    assert {one.state for one in everything.values() if one.label == f"{jobs[4]}_1"} == {"FAILED"}
     assert [one.batch for one in everything.values() if one.nodes == ("n8",)] == [False]
     assert not everything[int(jobs[1])].requeueable
     assert everything[int(kept)].reason and everything[int(kept)].restarts == 1

@@ -89,8 +89,9 @@ def test_the_job_of_a_node_that_came_back_rebooted(cluster):
 
     with slurm_with(cluster, "BatchStartTimeout=1"):
         kill_host(cluster, node)
-        boot = cluster.box.layout.hardware(node) / "proc/sys/kernel/random/boot_id"
-        boot.write_text(f"{uuid.uuid4()}\n")
+        hardware = cluster.box.layout.hardware(node)
+        (hardware / "proc/sys/kernel/random/boot_id").write_text(f"{uuid.uuid4()}\n")
+        (hardware / "dev/kmsg").write_text("")  # of earlier tests: the kernel's own log is empty after a boot
         # Slurm misses the job when slurmd registers, if it was last heard of so long ago that it has begun.
         dead = time.time()
         cluster.until(time.time, lambda now: now > dead + BEGUN)

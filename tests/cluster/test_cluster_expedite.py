@@ -45,7 +45,7 @@ def test_it_runs_at_once_on_its_good_node_and_another(cluster):
     assert good in cluster.nodes_of(job)
     assert broken not in cluster.nodes_of(job)
     assert (cluster.restarts(job), len(cluster.runs(job))) == (1, 2)
-    assert f"{broken}: {code}" in cluster.output(job)
+    assert re.search(rf"{broken}, GPU \d: {code}\(", cluster.output(job))
     assert cluster.reason(broken).startswith(f"slurm-health: {code}(")
     assert f"job {job} of root: ran again on" in cluster.health("job", job).stdout
 

@@ -75,10 +75,10 @@ def test_xid_79_drains_the_node_and_its_job_runs_elsewhere(cluster, kill):
     [after] = re.findall(r" after ([\d.]+) s", said)
     assert abs(float(after) - victim["seconds_to_running"]) < 0.06  # each was rounded on its own
     ran = f"requeued, runs again on {victim['nodes']} after {after} s"
-    assert f"slurm-health: {broken}: {words}; {ran}" in said
-    assert kill or f"slurm-health: {broken}: {words}; job {job} is requeued" in said
+    assert f"slurm-health: {broken}, GPU 3: {words}; {ran}" in said
+    assert kill or f"slurm-health: {broken}, GPU 3: {words}; job {job} is requeued" in said
     comment = cluster.ask("squeue", "-h", "-j", job, "-O", "admin_comment:500")
-    assert comment == f"billed to 4711; slurm-health: {broken}: {words}; {ran}"
+    assert comment == f"billed to 4711; slurm-health: {broken}, GPU 3: {words}; {ran}"
     told = cluster.health("job", job).stdout
     assert all(
         part in told for part in (f"GPU_XID_79({device})", line["line"], f"ran again on {victim['nodes']}")

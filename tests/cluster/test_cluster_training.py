@@ -131,6 +131,7 @@ def test_the_shell_example_loses_nothing(cluster):
     job = cluster.running(script, "--gpus=8", "--open-mode=append", words)
     [node] = cluster.nodes_of(job)
     cluster.until(lambda: cluster.output(job), lambda said: "begins at step 0" in said)
+    cluster.until(lambda: cluster.ask("squeue", "-h", "-j", job, "-o", "%M"), "0:02")  # some steps are done
     cluster.xid(node, code=DOOMED)
     cluster.until(lambda: cluster.state(job), "COMPLETED", 60)
     said = [line for line in cluster.output(job).splitlines() if line.startswith(("run ", "done"))]
