@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
+from postgresql import Server
 from receivers import mail_host, webhook
 from test_ledger import XID, report
 from test_web import asynchronous, site
@@ -22,7 +23,7 @@ from test_web import asynchronous, site
 from slurm_health import config
 from slurm_health.cli import main
 from slurm_health.config import ConfigError
-from slurm_health.ledger import Ledger, schema
+from slurm_health.ledger import Lease, Ledger, schema
 from slurm_health.model import Notice, Severity
 from slurm_health.outage import Outage
 from slurm_health.sinks import notify
@@ -346,6 +347,49 @@ def test_an_outcome_and_its_notice_are_written_together(ledger: Ledger) -> None:
         raise RuntimeError
     assert left(ledger) == []
     assert ledger.open_incidents() == []
+
+
+@asynchronous
+async def test_who_has_lost_the_lease_sends_nothing(server: Server) -> None:
+    url = server.database()
+    first, second = Ledger(url), Ledger(url)
+    lease, other = Lease(first, "ctl1:6821", "ctl1"), Lease(second, "ctl2:6821", "ctl2")
+    assert lease.take()
+    with webhook() as hook:
+        where = by_webhook(hook.port)
+        Notify(where, first, Outage())
+        drain(first, "n1")
+        lease.give_up()
+        assert other.take()
+        async with following(where, first):
+            await until(lambda: first.lost)
+        assert hook.got == []
+        async with following(where, second):
+            await until(lambda: not left(second))
+        assert len(hook.taken) == 1
+    for ledger in (first, second):
+        ledger.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "event", "text"),
+    [
+        ("drain", "n1", "drain", "n1 is drained: "),
+        ("down", "n1", "drain", "n1 is off and set DOWN, to let its job go: "),
+        ("requeue", "7_2", "requeue", "job 7_2 is requeued off n1: "),
+        ("resume", "n1", "resume", "n1 serves again: "),
+        ("lift", "7_2", "", ""),
+    ],
+)
+def test_an_act_that_is_done_is_told_and_no_other(
+    ledger: Ledger, kind: str, target: str, event: str, text: str
+) -> None:
+    Notify(by_webhook(1, events=["drain", "requeue", "resume"]), ledger, Outage())
+    ledger.take(report(XID), T)
+    for outcome in ("not done: no", "no answer", "done"):
+        ledger.settle(ledger.intend(1, kind, target, T), outcome, T)
+    expected = [(event, f"{text}GPU_XID_79(0000:5d:00.0) gone")] if event else []
+    assert [(row.event, row.text) for row in left(ledger)] == expected
 
 
 # -- secrets, and what others wrote

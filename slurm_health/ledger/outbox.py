@@ -20,10 +20,11 @@ from slurm_health.model import Notice, Severity
 MOST = 1000  # notices in one message
 
 # What is told of an act that is done. Of one to hold a job its reason is told, which no act has.
-ACTS = {
-    "drain": "{node} is drained: {words}",
-    "requeue": "job {job} is requeued off {node}: {words}",
-    "resume": "{node} serves again: {words}",
+ACTS = {  # kind of act: event, words
+    "drain": ("drain", "{node} is drained: {words}"),
+    "down": ("drain", "{node} is off and set DOWN, to let its job go: {words}"),
+    "requeue": ("requeue", "job {job} is requeued off {node}: {words}"),
+    "resume": ("resume", "{node} serves again: {words}"),
 }
 _NOTICE = [notices.c[field.name] for field in fields(Notice)]
 
@@ -46,9 +47,10 @@ class Outbox:
         """One of our acts is done."""
         if self.ways:
             act = connection.execute(sa.select(actions).filter_by(id=action)).one()
-            if text := ACTS.get(act.kind):
-                job = act.target if act.kind == "requeue" else ""
-                self.put(connection, act.kind, act.incident, text, now, job)
+            if act.kind in ACTS:
+                event, text = ACTS[act.kind]
+                job = act.target if event == "requeue" else ""
+                self.put(connection, event, act.incident, text, now, job)
 
     def put(
         self, connection: Connection, event: str, incident: int, text: str, now: float, job: str = ""
