@@ -8,7 +8,6 @@ import functools
 import json
 import logging
 import math
-import pwd
 import re
 import resource
 import signal
@@ -20,18 +19,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-from slurm_health import __version__, connections, silence, systemd, wire
+from slurm_health import __version__, connections, silence, story, systemd, wire
 from slurm_health.config import Config
 from slurm_health.connections import Connection, Register
 from slurm_health.controller import Controller, running
 from slurm_health.ledger import Ledger, LedgerError
-from slurm_health.model import Node, Severity, Urgency
+from slurm_health.model import Node, Severity
 from slurm_health.slurm import SlurmError
 from slurm_health.standby import Standby
 
@@ -49,7 +47,6 @@ AT_ONCE = 50  # findings of a report that are taken in one go, some 40 ms
 POLLS = 8  # long polls of a node at a time: those of a line that broke last on for 25 s
 LINES = 1000  # of the log in a minute about those who are refused
 LARGEST_HOSTLIST = 1 << 16  # nodes, as many as Slurm has at most
-NAMES = 300.0  # seconds that a user's name is believed
 
 _signer: ContextVar[int | None] = ContextVar("signer")  # the uid that signed the request being handled
 
@@ -371,7 +368,7 @@ class Door:
             "silent": str(NodeSet.fromlist(silent)),
             "drained": str(NodeSet.fromlist(list(out))),
             "pauses": [
-                {"nodes": row.nodes, "until": iso(row.ends), "reason": row.reason, "by": row.by}
+                {"nodes": row.nodes, "until": story.iso(row.ends), "reason": row.reason, "by": row.by}
                 for row in self.ledger.pauses(now)
             ],
             "open_incidents": many,
@@ -387,9 +384,9 @@ class Door:
                             "device": one.device,
                             "severity": str(one.severity),
                             "text": one.text,
-                            "since": iso(one.since),
+                            "since": story.iso(one.since),
                             "held": one.held,
-                            "acknowledged": iso(one.acknowledged),
+                            "acknowledged": story.iso(one.acknowledged),
                         }
                         for one in by_node.get(name, [])
                     ],
@@ -417,7 +414,7 @@ class Door:
     async def _stories(self, **which: Any) -> web.Response:
         everything, uid = self._privileged(), _uid()
         return await self._json(
-            lambda: [story(row, everything, uid) for row in self.ledger.stories(**which)],
+            lambda: [story.incident(row, everything, uid) for row in self.ledger.stories(**which)],
         )
 
     async def close(self, request: web.Request) -> web.Response:
@@ -427,7 +424,7 @@ class Door:
         if incident is None:
             return _words(404, f"there is no incident {number}")
         if not incident.closed:
-            self.ledger.close(number, await self._aside(name, _uid()), time.time())
+            self.ledger.close(number, await self._aside(story.user, _uid()), time.time())
             self.controller.look_at(incident.node)
         return await self._stories(wanted=[number])
 
@@ -438,7 +435,7 @@ class Door:
         if not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
             raise wire.Malformed("seconds: not a number of seconds")
         folded = _hostlist(asked)
-        by, now = await self._aside(name, _uid()), time.time()
+        by, now = await self._aside(story.user, _uid()), time.time()
         self.ledger.pause(folded, now + seconds if seconds else 0.0, reason[:200], by, now)
         return self._look_again(f"paused: {folded or 'the whole cluster'}")
 
@@ -452,104 +449,6 @@ class Door:
     def _look_again(self, done: str) -> web.Response:
         self.controller.look_at(*self.ledger.troubled())
         return _bytes(json.dumps({"done": done}).encode())
-
-
-def story(row: dict[str, Any], everything: bool, uid: int) -> dict[str, Any]:
-    """An incident as the command line and `--json` show it. Times are ISO 8601 with offset, None until they
-    happen. Of the jobs an ordinary user sees the own ones."""
-    jobs = [job for job in row["jobs"] if everything or job["uid"] == uid]
-    labels = {job["label"] for job in jobs}
-    acts = [act for act in row["actions"] if everything or act["kind"] == "drain" or act["target"] in labels]
-    drained = next((act["done"] for act in acts if act["kind"] == "drain" and act["outcome"] == "done"), 0.0)
-    ran = max((job["running"] for job in jobs), default=0.0)
-    return {
-        "id": row["id"],
-        "node": row["node"],
-        "code": row["code"],
-        "device": row["device"],
-        "hardware": row["hardware"],
-        "severity": str(Severity(row["severity"])),
-        "job": str(Urgency(row["job"])),
-        "text": row["text"],
-        "state": _state(row),
-        "count": row["count"],
-        "held": row["held"],
-        **{key: iso(row[key]) for key in ("since", "opened", "seen", "cleared", "acknowledged", "closed")},
-        "closed_by": row["closed_by"],
-        "evidence": [{"at": iso(one["at"]), "line": one["line"]} for one in row["evidence"]],
-        "jobs": [
-            {
-                "job": job["label"],
-                "id": job["job"],
-                "restarts": job["restarts"],
-                "user": name(job["uid"]),
-                "ranks": job["ranks"],
-                "urgency": job["urgency"],
-                "outcome": job["outcome"],
-                **{
-                    key: iso(job[key])
-                    for key in ("began", "refused", "signalled", "requeued", "running", "settled")
-                },
-                "nodes": job["ran_nodes"],
-                **_lost(job),
-                "seconds_to_running": _span(job["since"], job["running"]),
-            }
-            for job in jobs
-        ],
-        "actions": [
-            {
-                "kind": act["kind"],
-                "target": act["target"],
-                "intended": iso(act["intended"]),
-                "done": iso(act["done"]),
-                "outcome": act["outcome"],
-                "detail": act["detail"],
-            }
-            for act in acts
-        ],
-        "seconds_to_drained": _span(row["since"], drained),
-        "seconds_to_running": _span(row["since"], ran),
-    }
-
-
-def _lost(job: dict[str, Any]) -> dict[str, Any]:
-    """What a requeue cost a job at most, in seconds of its work: since its run began, or since it says that
-    it saved (None where neither is known). And since the signal at which it may have saved."""
-    end = 0.0 if job["refused"] else job["requeued"]
-    saved = job["saved"] if job["saved"] <= end else 0.0  # else its owner's clock, or words, are wrong
-    since = max(job["began"], saved)
-    return {
-        "lost_at_most": round(end - since, 3) if end and since else None,
-        "lost_since": ("saved" if saved > job["began"] else "began") if end and since else None,
-        "lost_if_saved_at_signal": round(end - job["signalled"], 3) if end and job["signalled"] else None,
-    }
-
-
-def _state(row: dict[str, Any]) -> str:
-    for key in ("closed", "acknowledged", "cleared"):
-        if row[key]:
-            return key
-    return "open"
-
-
-def _span(begin: float, end: float) -> float | None:
-    return round(end - begin, 3) if end else None
-
-
-def iso(at: float) -> str | None:
-    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds") if at else None
-
-
-def name(uid: int) -> str:
-    return _name(uid, time.monotonic() // NAMES)
-
-
-@functools.lru_cache(4096)
-def _name(uid: int, when: float) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 async def _resolve(address: str) -> set[str]:

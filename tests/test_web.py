@@ -23,7 +23,8 @@ from slurm_health.ledger import Ledger, schema
 from slurm_health.model import Finding, Job, Node, Severity, Urgency
 from slurm_health.slurm import Slurm, Unreachable
 from slurm_health.standby import Standby
-from slurm_health.web import Door, iso
+from slurm_health.story import iso
+from slurm_health.web import Door
 from slurm_health.wire import Decision, NodeReport, Refused
 
 ALICE, BOB, SLURM = 1000, 1001, 64030
