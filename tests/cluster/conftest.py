@@ -253,8 +253,16 @@ class Cluster:
         return found
 
     def ran_again(self, **which):
-        """The incident, once all its jobs' stories are at their end."""
-        return self.incident(lambda one: one["jobs"] and all(job["settled"] for job in one["jobs"]), **which)
+        """The incident, once all its jobs' stories are at their end and those that run again say so."""
+        found = self.incident(lambda one: one["jobs"] and all(job["settled"] for job in one["jobs"]), **which)
+        for one in found["jobs"]:
+            if one["outcome"] == "runs again":
+                self.started(one["job"], one["restarts"] + 1)
+        return found
+
+    def started(self, job, restarts):
+        """Wait until the script of that run has said so: to Slurm it runs before it has begun."""
+        self.until(lambda: self.runs(job), lambda runs: not runs or runs[-1][0] >= restarts)
 
     def verdict(self, node):
         return (self.box.layout.node(node) / "run/verdict").read_text().split(" ", 2)[0]

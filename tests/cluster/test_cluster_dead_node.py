@@ -64,11 +64,8 @@ def test_the_job_of_a_dead_node_runs_elsewhere(cluster):
     with slurm_with(cluster, "SlurmdTimeout=10"):
         kill_host(cluster, node)
         cluster.until(lambda: cluster.node_state(node), "down*", PATIENCE)
-        incident = cluster.until(
-            lambda: cluster.incidents(code="NODE_SILENT"),
-            lambda seen: seen and seen[0]["jobs"] and seen[0]["jobs"][0]["settled"],
-            PATIENCE,
-        )[0]
+        cluster.until(lambda: cluster.incidents(code="NODE_SILENT"), len, PATIENCE)
+    incident = cluster.ran_again(code="NODE_SILENT")
     assert (incident["node"], incident["severity"]) == (node, "warning")
     assert [(one["job"], one["outcome"]) for one in incident["jobs"]] == [(job, "runs again")]
     assert [act["kind"] for act in incident["actions"]] == ["lift", "start", "lower", "tell"]

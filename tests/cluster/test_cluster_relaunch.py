@@ -25,6 +25,7 @@ def test_jobs_are_started_again_on_the_same_batch_host(cluster):
     told = cluster.until(story, lambda told: len(told) == JOBS and all(one["settled"] for one in told))
     assert {(one["job"], one["outcome"]) for one in told} == {(job, "runs again") for job in jobs}
     for job in jobs:
+        cluster.started(job, 1)
         assert [run[:2] for run in cluster.runs(job)] == [(0, ("n1", "n2")), (1, ("n1", "n3"))]
         assert cluster.ask("squeue", "-h", "-j", job, "-o", "%T %B") == "RUNNING n1"
         assert cluster.restarts(job) == 1
