@@ -366,8 +366,8 @@ class NodeDaemon:
             added = self.spool.add(replace(found, since=found.since + ahead) for found in new)
         for found in new:
             level = logging.ERROR if found.severity is Severity.CRITICAL else logging.WARNING
-            parts = identity.words(found.hardware)
-            log.log(level, "%s(%s) %s: %s [%s]", found.code, found.device, found.text, found.evidence, parts)
+            where = f" [{parts}]" if (parts := identity.words(found.hardware)) else ""
+            log.log(level, "%s(%s) %s: %s%s", found.code, found.device, found.text, found.evidence, where)
         for found in gone:
             log.info("%s(%s) has cleared", found.code, found.device)
         if added or gone:
