@@ -6,6 +6,7 @@ No I/O, no clock, no log: plain values in, plain values out. The controller carr
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -350,9 +351,10 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The end of its story, in a few words."""
+    """The end of its story, in a few words. `tell`: its owner must help himself, and hears so."""
 
     outcome: str
+    tell: bool = False
 
 
 Step = Wait | Requeue | Adopt | Signal | Release | Lift | StartNow | Ran | Settle
@@ -434,11 +436,11 @@ def _live(victim: Victim, job: Job, wish: Wish, may: bool, now: float) -> Step:
 
 def _back(job: Job, wish: Wish, may: bool, incomplete: bool) -> Step:
     if not wish.requeue:
-        return Settle("its owner wants no requeue (slurm-health: off)")
+        return Settle("its owner wants no requeue (slurm-health: off)", tell=True)
     if not job.batch:
-        return Settle("interactive: Slurm cannot requeue it")
+        return Settle("interactive: Slurm cannot requeue it", tell=True)
     if not job.requeueable:
-        return Settle("its owner wants no requeue (--no-requeue)")
+        return Settle("its owner wants no requeue (--no-requeue)", tell=True)
     return Requeue(incomplete) if may else Wait()
 
 
@@ -491,6 +493,15 @@ def misses_nodes(victim: Victim, job: Job, now: float) -> bool:
     """Whether nodes that a job needs are out, now that it might run again: it waits until they are back."""
     back = job.restarts > victim.restarts and job.state == "PENDING" and not waits(victim, job, now)
     return back and job.reason.startswith(MISSING)
+
+
+def renewed(dependency: str, victim: Victim) -> str:
+    """What a job shall wait for anew that waits for ever because this one had failed (squeue's Dependency);
+    "" where it does for another's failure, too: who no longer stands in Slurm's memory counts as fulfilled.
+    """
+    failed = re.findall(r"(\d+)(?:_[\d*]+)?\(failed\)", dependency)
+    own = {str(victim.job), victim.label.partition("_")[0]}
+    return re.sub(r"\(\w+\)", "", dependency) if failed and own >= set(failed) else ""
 
 
 def foremost(priority: int, nice: int) -> int:

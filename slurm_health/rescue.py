@@ -272,6 +272,7 @@ class Rescue:
                         if kind == "hold":
                             self._notice_held(victim, f"held: it {why}")
                 if done:
+                    await self._comfort(victim)
                     if kind == "hold":
                         await self._held(victim, why)
                     return True
@@ -309,6 +310,8 @@ class Rescue:
             case policy.Settle():
                 if step.outcome.startswith("held"):
                     self._notice_held(victim, step.outcome)
+                if job and step.tell:
+                    await self._tell(victim, job, f"{self._cause(victim)}; not requeued: {step.outcome}")
                 await self._settle(victim, step.outcome)
                 return False
             case policy.Lift():
@@ -416,6 +419,8 @@ class Rescue:
             after = (await self.slurm.jobs([job.id])).get(job.id)
             if after and after.restarts > job.restarts:
                 relaunch = job.restarts > victim.restarts
+                if not step.incomplete:
+                    await self._comfort(victim)
                 with self.ledger.together():
                     self.ledger.victim(
                         victim.id, requeued=now, started=0.0, running=0.0, tries=victim.tries + relaunch
@@ -447,6 +452,17 @@ class Rescue:
             self.ledger.settle(row.id, "done" if this else NO_ANSWER, now)
             done |= this
         return done
+
+    async def _comfort(self, victim: Victim) -> None:
+        """Have those wait for it again who were to start when it had ended well, and saw it fail."""
+        try:
+            for label, dependency in (await self.slurm.stranded()).items():
+                if anew := policy.renewed(dependency, victim):
+                    action = self.ledger.intend(victim.incident, "wait", label, time.time(), anew)
+                    await self.slurm.set_dependency(label, anew)
+                    self.ledger.settle(action, "done", time.time())
+        except SlurmError as error:
+            log.warning("job %s: who depends on it may wait for ever: %s", victim.label, error)
 
     # Its place
 
@@ -611,8 +627,9 @@ class Rescue:
         return f"slurm-health: {where}: {incident.words}"
 
     async def _tell(self, victim: Victim, job: Job, text: str) -> None:
-        """A line in the job's stderr. That it cannot be told must not keep it from being helped."""
-        if job.state not in policy.LIVE or not job.batch:
+        """A line in the job's stderr, or its srun's or salloc's. That it cannot be told must not keep it from
+        being helped."""
+        if job.state not in policy.LIVE:
             return
         self._conclude("tell", victim)
         action = self.ledger.intend(victim.incident, "tell", victim.label, time.time(), text)

@@ -164,6 +164,7 @@ def timeline(row: dict[str, Any]) -> list[tuple[str, str]]:
         "keep": "keep {detail} for job {target}",
         "start": "end the wait of job {target}",
         "tell": "tell job {target}'s owner",
+        "wait": "have job {target} wait for it again",
         "resume": "resume {target}",
         "fence": "make sure that {target} is off",
         "down": "set {target} DOWN",

@@ -496,7 +496,7 @@ def test_a_death_is_known_before_its_last_step_has_ended(reason: str) -> None:
     assert treat(victim(), dying, may=False, after=2) == Wait()
     assert treat(victim(), replace(dying, ended=T - 60)) == Settle("failed for its own reasons")
     assert treat(victim(), replace(dying, requeueable=False)) == Settle(
-        "its owner wants no requeue (--no-requeue)"
+        "its owner wants no requeue (--no-requeue)", tell=True
     )
 
 
@@ -506,8 +506,10 @@ def test_what_cannot_or_shall_not_be_requeued_is_left(state: str) -> None:
     interactive = job(state, batch=False, ended=ended)
     unwilling = job(state, requeueable=False, ended=ended)
     for may in (True, False):
-        assert treat(victim(), interactive, may) == Settle("interactive: Slurm cannot requeue it")
-        assert treat(victim(), unwilling, may) == Settle("its owner wants no requeue (--no-requeue)")
+        assert treat(victim(), interactive, may) == Settle("interactive: Slurm cannot requeue it", tell=True)
+        assert treat(victim(), unwilling, may) == Settle(
+            "its owner wants no requeue (--no-requeue)", tell=True
+        )
 
 
 def test_what_slurm_forgot_is_settled() -> None:
@@ -611,9 +613,11 @@ def test_a_fault_that_cannot_wait_ends_the_grace() -> None:
 def test_a_signal_is_for_who_can_heed_it() -> None:
     assert treat(asked(), job("CONFIGURING"), wish=ASKED) == Requeue(incomplete=True)
     assert treat(asked(), job("SUSPENDED"), wish=ASKED) == Wait()
-    assert treat(asked(), job(batch=False), wish=ASKED) == Settle("interactive: Slurm cannot requeue it")
+    assert treat(asked(), job(batch=False), wish=ASKED) == Settle(
+        "interactive: Slurm cannot requeue it", tell=True
+    )
     assert treat(asked(), job(requeueable=False), wish=ASKED) == Settle(
-        "its owner wants no requeue (--no-requeue)"
+        "its owner wants no requeue (--no-requeue)", tell=True
     )
 
 
@@ -632,7 +636,7 @@ def test_who_says_off_is_neither_signalled_nor_requeued(urgency: Urgency) -> Non
     off = replace(ASKED, requeue=0)
     for state in ("RUNNING", "FAILED"):
         step = treat(victim(urgency=urgency), job(state, ended=T), wish=off)
-        assert step == Settle("its owner wants no requeue (slurm-health: off)")
+        assert step == Settle("its owner wants no requeue (slurm-health: off)", tell=True)
 
 
 # after its requeue
@@ -937,3 +941,24 @@ def test_who_is_still_on_a_node() -> None:
     assert [policy.holds_on(job(state)) for state in ("RUNNING", "SUSPENDED", "CONFIGURING")] == [True] * 3
     assert [policy.holds_on(job(state)) for state in ("PENDING", "FAILED", "COMPLETED")] == [False] * 3
     assert policy.holds_on(job("COMPLETING", completing=True))
+
+
+# -- who depends on a job that came back
+
+
+@pytest.mark.parametrize(
+    "dependency, anew",
+    [
+        ("afterok:7(failed)", "afterok:7"),
+        ("afterok:7(failed),afterany:9(unfulfilled)", "afterok:7,afterany:9"),
+        ("aftercorr:7_*(failed)", "aftercorr:7_*"),
+        ("afterok:7_3(failed)", "afterok:7_3"),
+        ("afterok:9_1(unfulfilled)?afterok:7(failed)", "afterok:9_1?afterok:7"),
+        ("afterok:7(failed),afterok:9(failed)", ""),
+        ("afterok:17(failed)", ""),
+        ("afterok:9(failed),afterok:7(unfulfilled)", ""),
+        ("singleton(unfulfilled)", ""),
+    ],
+)
+def test_who_saw_it_fail_waits_again_unless_another_failed_too(dependency: str, anew: str) -> None:
+    assert policy.renewed(dependency, victim(job=7, label="7")) == anew

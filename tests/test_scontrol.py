@@ -206,6 +206,7 @@ CALLS: dict[str, Act] = {
     "start_now": lambda slurm: slurm.start_now("7"),
     "tell": lambda slurm: slurm.tell("7", "x"),
     "signal": lambda slurm: slurm.signal("7", "USR1", "batch"),
+    "stranded": lambda slurm: slurm.stranded(),
     "comments": lambda slurm: slurm.comments([7]),
     "comment": lambda slurm: slurm.comment("7"),
     "set_comment": lambda slurm: slurm.set_comment("7", "x"),
@@ -351,6 +352,22 @@ def test_a_line_feed_in_a_reason_hides_no_node(bin_: Bin) -> None:
     assert [(node.name, node.reason) for node in found.values()] == [("n1", "first"), ("n2", "")]
 
 
+def test_who_waits_for_what_can_no_longer_come(bin_: Bin) -> None:
+    bin_.put(
+        "squeue",
+        """cat <<'.'
+9|DependencyNeverSatisfied|afterok:7(failed)|
+10_3|DependencyNeverSatisfied|afterok:7_*(failed),afterany:8(unfulfilled)|
+11|Dependency|afterok:8(unfulfilled)|
+12|Priority||
+.""",
+    )
+    assert bin_.call(lambda slurm: slurm.stranded()) == {
+        "9": "afterok:7(failed)",
+        "10_3": "afterok:7_*(failed),afterany:8(unfulfilled)",
+    }
+
+
 SAID = {
     "drain": ("scontrol", ["update", "NodeName=n[1-2]", "State=DRAIN", "Reason=a b; $(touch x)"]),
     "down": ("scontrol", ["update", "NodeName=n[1-2]", "State=DOWN", "Reason=x y"]),
@@ -364,6 +381,7 @@ SAID = {
     "tell": ("scontrol", ["notify", "7", "a `b` 'c' \"d\""]),
     "comment": ("scontrol", ["update", "JobId=7", "AdminComment=x=y z"]),
     "nice": ("scontrol", ["update", "JobId=7_2", "Nice=-5"]),
+    "dependency": ("scontrol", ["update", "JobId=9", "Dependency=afterok:7_2"]),
     "reserve": (
         "scontrol",
         [
@@ -391,6 +409,7 @@ DOES: dict[str, Act] = {
     "tell": lambda slurm: slurm.tell("7", "a `b` 'c' \"d\""),
     "comment": lambda slurm: slurm.set_comment("7", "x=y z"),
     "nice": lambda slurm: slurm.set_nice("7_2", -5),
+    "dependency": lambda slurm: slurm.set_dependency("9", "afterok:7_2"),
     "reserve": lambda slurm: slurm.reserve("x", ["n2", "n1"]),
     "unreserve": lambda slurm: slurm.unreserve("x"),
 }

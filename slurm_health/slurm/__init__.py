@@ -97,8 +97,14 @@ class Slurm(Protocol):
     async def unreserve(self, name: str) -> None:
         """No such reservation is no error."""
 
+    async def stranded(self) -> dict[str, str]:
+        """The jobs (by label) that wait for what can no longer come, and for what: of each job waited for it
+        says how it stands, "afterok:7(failed),afterany:9(unfulfilled)"."""
+
+    async def set_dependency(self, label: str, dependency: str) -> None: ...
+
     async def tell(self, label: str, text: str) -> None:
-        """A line in the batch job's stderr."""
+        """A line in the stderr of the batch job, or of the srun or salloc whose it is."""
 
     async def comments(self, ids: Iterable[int]) -> dict[int, str]:
         """What the owners of these jobs (own ids) wrote with `sbatch --comment`: anything at all."""

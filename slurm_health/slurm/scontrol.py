@@ -44,6 +44,8 @@ JOB_FIELDS = (
     "NodeList",
 )
 STANDING_FIELDS = ("PriorityLong", "Nice")
+DEPENDENT_FIELDS = ("JobArrayID", "Reason", "Dependency")
+NEVER = "DependencyNeverSatisfied"  # squeue's Reason of who waits for a job that failed, 22.05 to 26.05
 NODE_FIELDS = ("NodeList", "StateComplete", "Timestamp", "NodeAddr", "Reason")
 NO_REASON = "none"  # what sinfo prints where there is none
 AT_ONCE = 8  # commands under way; more would only keep slurmctld and the host's cores from the first ones
@@ -336,6 +338,14 @@ class Commands:
         except Rejected as error:
             if NO_SUCH_RESERVATION not in str(error):
                 raise
+
+    async def stranded(self) -> dict[str, str]:
+        out = await self._run("squeue", "-h", "-r", "-t", "PENDING", "-O", _format(DEPENDENT_FIELDS))
+        said = [line.split("|") for line in out.splitlines() if line.count("|") == len(DEPENDENT_FIELDS)]
+        return {label: dependency for label, reason, dependency, _ in said if reason == NEVER}
+
+    async def set_dependency(self, label: str, dependency: str) -> None:
+        await self._change("scontrol", "update", f"JobId={label}", f"Dependency={dependency}")
 
     async def tell(self, label: str, text: str) -> None:
         await self._change("scontrol", "notify", label, text)

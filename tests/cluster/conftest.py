@@ -92,6 +92,8 @@ done
 . {folder}/etc/prolog
 """
 
+# Jobs of a partition of a higher tier have others make room, by a requeue; a test makes one.
+PREEMPTION = ("PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE")
 # A node takes the same Xid of the same GPU within a minute for one event.
 BURST = 65.0
 XIDS = (48, 62, 95, 119, 79)
@@ -123,7 +125,11 @@ class Cluster:
             ports=2,
             nics=1,
             # Heterogeneous jobs are started by backfill alone, each 30 s unless told.
-            slurm_conf=[f"Prolog={hook}", "SchedulerParameters=batch_sched_delay=0,bf_interval=1"],
+            slurm_conf=[
+                f"Prolog={hook}",
+                "SchedulerParameters=batch_sched_delay=0,bf_interval=1",
+                *PREEMPTION,
+            ],
             site_toml=SITE,
         )
         self.jobs.mkdir()

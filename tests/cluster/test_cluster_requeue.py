@@ -136,12 +136,15 @@ def test_of_two_jobs_on_a_node_only_the_one_that_held_the_gpu_is_requeued(cluste
     assert [one["job"] for one in cluster.incident(code=code)["jobs"]] == [victim]
 
 
-@pytest.mark.parametrize("when", ["same_second", "just_pending"])
+@pytest.mark.parametrize("when", ["same_second", "still_leaving", "just_pending"])
 def test_two_nodes_of_one_job_fail(cluster, when):
     """One run, one requeue, whichever fault it is for."""
-    job = cluster.running("sleep 300", "-N2", "--gpus-per-node=8")
+    slowly = "trap 'sleep 4; exit' TERM; " if when == "still_leaving" else ""
+    job = cluster.running(f"{slowly}sleep 300 & wait", "-N2", "--gpus-per-node=8")
     broken = cluster.nodes_of(job)
     codes = [cluster.xid(broken[0])]
+    if when == "still_leaving":
+        cluster.until(lambda: cluster.state(job), "COMPLETING")
     if when == "just_pending":
         cluster.until(lambda: cluster.restarts(job), 1)
         assert len(cluster.runs(job)) == 1
