@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from slurm_health import wire
 from slurm_health.cards import RANKS
 from slurm_health.model import Card, Finding, Severity, Urgency
-from slurm_health.node import SEATED
+from slurm_health.tenants import SEATED
 from slurm_health.wire import Decision, Hmac, Malformed, Munge, NodeReport, Refused
 
 FOUND = Finding(

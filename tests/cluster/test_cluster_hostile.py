@@ -217,7 +217,7 @@ def test_a_process_that_says_it_is_anothers_is_not(cluster):
     assert cluster.nodes_of(victim) == (node,)
     mine, its = (int(cluster.runs(job)[0][2].split(",")[0]) for job in (victim, liar))
     with seen(cluster, node, mine, int(pid.read_text())):  # on the other's GPU
-        code = cluster.xid(node, gpu=mine)
+        code = cluster.xid(node, gpu=mine, code=(48, 95, 79))
     incident = requeued_off(cluster, victim, node, code)
     assert [one["ranks"] for one in incident["jobs"]] == [""]
     again = cluster.running("sleep 300", "--gpus=8")

@@ -5,7 +5,8 @@ from test_cluster_requeue import done
 
 pytestmark = pytest.mark.cluster
 
-AHEAD = ("--nice=-5000", "--gpus=8")  # waits with a higher priority than any job that runs
+# Waits with a higher priority than any job that runs, and for longer: backfill starts it before none of them.
+AHEAD = ("--nice=-5000", "--gpus=8", "--time=120")
 
 
 def standing(cluster, job):
@@ -16,10 +17,10 @@ def standing(cluster, job):
 
 def full(cluster, *options):
     """A job with these options, the jobs that fill the other nodes, and two that wait before it."""
-    label = cluster.submit("sleep 300", *options) + ("_3" if "--array=3" in options else "")
+    label = cluster.submit("sleep 300", "--time=60", *options) + ("_3" if "--array=3" in options else "")
     cluster.until(lambda: cluster.runs(label), len)
     free = cluster.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()
-    fillers = {name: cluster.submit("sleep 300", "-w", name, "--gpus=8") for name in free}
+    fillers = {name: cluster.submit("sleep 300", "--time=60", "-w", name, "--gpus=8") for name in free}
     cluster.until(lambda: [cluster.state(one) for one in fillers.values()], ["RUNNING"] * len(fillers))
     waiting = [cluster.submit("sleep 300", *AHEAD) for _ in range(2)]
     cluster.until(lambda: [cluster.state(one) for one in waiting], ["PENDING"] * 2)
@@ -121,7 +122,7 @@ def test_two_tasks_of_an_array_on_their_way_back_are_told_apart(cluster):
     tasks = [f"{array}_{number}" for number in range(2)]
     cluster.until(lambda: all(cluster.runs(task) for task in tasks), True)
     for name in cluster.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split():
-        cluster.submit("sleep 300", "-w", name, "--gpus=8")
+        cluster.submit("sleep 300", "--time=60", "-w", name, "--gpus=8")
     cluster.until(lambda: cluster.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N"), "")
     for task in tasks:
         cluster.xid(cluster.nodes_of(task)[0])
