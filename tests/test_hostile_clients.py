@@ -20,6 +20,7 @@ import pytest
 from test_web import ALICE, BOB, XID, FakeSlurm, Site, T, asynchronous, node, site
 
 from slurm_health import connections, web, wire
+from slurm_health import story as stories
 from slurm_health.ledger import schema
 from slurm_health.model import Job, Node
 from slurm_health.wire import Decision, NodeReport
@@ -650,7 +651,7 @@ async def test_a_name_service_that_hangs_holds_up_no_node(
         go.wait(30)
         return SimpleNamespace(pw_name=f"user{uid}")
 
-    web._name.cache_clear()
+    stories._name.cache_clear()
     monkeypatch.setattr(pwd, "getpwuid", getpwuid)
     monkeypatch.setattr(connections, "STRANGERS", 20)
     async with site(tmp_path) as here:
@@ -677,4 +678,4 @@ async def test_a_name_service_that_hangs_holds_up_no_node(
         for [story] in await asyncio.gather(*questions):
             assert [job["user"] for job in story["jobs"]] == [f"user{ALICE}"] * 2
         assert len(asked) <= 2  # one on each thread
-    web._name.cache_clear()
+    stories._name.cache_clear()
