@@ -289,7 +289,7 @@ def touch(ledger: Ledger, incident: Incident, now: float = T, **changes: Any) ->
     job = Job(
         said["job"],
         said["label"],
-        "RUNNING",
+        said.get("state", "RUNNING"),
         restarts=restarts,
         uid=said["uid"],
         started=said["began"],
@@ -339,6 +339,15 @@ def test_the_same_number_much_later_is_another_job(ledger: Ledger) -> None:
     [victim] = ledger.pending_victims()
     assert victim.id == 2
     assert not touch(ledger, only(ledger), now=late + 1)
+
+
+def test_the_same_number_that_began_after_the_story_is_another_job(ledger: Ledger) -> None:
+    ledger.take(report(XID), T)
+    touch(ledger, only(ledger), began=T - 60)
+    ledger.victim(1, settled=T + 5)
+    assert not touch(ledger, only(ledger), now=T + 9, began=T - 60)
+    assert not touch(ledger, only(ledger), now=T + 9, began=T + 7, state="PENDING")
+    assert touch(ledger, only(ledger), now=T + 9, began=T + 7)
 
 
 def test_a_more_urgent_fault_hastens_a_victim_and_a_lesser_one_does_not(ledger: Ledger) -> None:

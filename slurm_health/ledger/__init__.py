@@ -417,9 +417,13 @@ class Ledger(Store):
             same = connection.execute(
                 sa.select(victims).filter_by(job=job.id, restarts=restarts).order_by(victims.c.life.desc())
             ).first()
-            life = 0
-            if same and same.settled and now - same.touched > LIFE:
-                life, same = same.life + 1, None
+            life, began = 0, job.started if job.restarts == restarts else 0.0
+            if (
+                same and same.settled
+            ):  # is it this run, or did slurmctld lose its state and count from 1 again?
+                later = job.state != "PENDING" and began > same.settled  # a waiting job's start is a guess
+                if later or now - same.touched > LIFE:
+                    life, same = same.life + 1, None
             if same is None:
                 number = _insert(
                     connection,
@@ -430,7 +434,7 @@ class Ledger(Store):
                         life=life,
                         label=job.label,
                         uid=job.uid,
-                        began=job.started if job.restarts == restarts else 0.0,
+                        began=began,
                         node=incident.node,
                         urgency=str(incident.job),
                         since=incident.since,
