@@ -324,7 +324,9 @@ class Cluster:
 
         Which GPU, and which Xid, where that does not matter.
         """
-        gpus = range(7) if gpu is None else [gpu]  # a job here has 7 or all 8
+        gpus = (
+            range(7) if gpu is None else gpu if isinstance(gpu, list) else [gpu]
+        )  # a job here has 7 or all 8
         codes = XIDS if code is None else code if isinstance(code, tuple) else [code]
         recent = {fault for fault, at in self.said.items() if time.monotonic() - at < BURST}
         fault = next((node, n, xid) for xid in codes for n in gpus if (node, n, xid) not in recent)

@@ -31,7 +31,7 @@ def stuck(cluster, *options):
     job = cluster.running("sleep 300", *options)
     node = cluster.nodes_of(job)[0]
     cluster.freeze(f"slurmd:{node}")
-    cluster.xid(node, gpu=int(cluster.runs(job)[0][2].split(",")[0]))
+    cluster.xid(node, gpu=[int(gpu) for gpu in cluster.runs(job)[0][2].split(",")])
     cluster.until(lambda: (cluster.state(job), cluster.restarts(job)), ("COMPLETING", 1))
     return job, node
 

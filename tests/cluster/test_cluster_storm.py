@@ -83,15 +83,15 @@ def test_a_storm_stays_inside_the_budget(cluster, limited):
     out = [one["node"] for one in found if done(one, "drain")]
     assert len(out) == 2
     assert NodeSet(cluster.health_json("status")["drained"]) == NodeSet.fromlist(out)
-    why = "budget spent: 2 of 16 nodes are out by us, at most 2 may be"
-    assert {one["held"] for one in found if one["node"] not in out} == {why}
+    late = "budget spent: 2 nodes drained lately, at most 2 may be in the window"
+    many = "budget spent: 2 of 16 nodes are out by us, at most 2 may be"
+    assert {one["held"] for one in found if one["node"] not in out} <= {many, late}
     for node in set(jobs) & set(out):
         cluster.until(lambda node=node: cluster.restarts(jobs[node]), 1)
         cluster.ran_again(node=node)
         assert not set(cluster.nodes_of(jobs[node])) & set(out)
     # When a node is back the window is still spent.
     cluster.resume(out[0])
-    late = "budget spent: 2 nodes drained lately, at most 2 may be in the window"
     cluster.until(lambda: {one["held"] for one in cluster.incidents() if one["node"] not in out}, {late})
     assert drains(cluster) == sorted(out)
     assert [name for name in cluster.names if not cluster.serves(name)] == out[1:]
