@@ -418,9 +418,8 @@ class Ledger(Store):
                 sa.select(victims).filter_by(job=job.id, restarts=restarts).order_by(victims.c.life.desc())
             ).first()
             life, began = 0, job.started if job.restarts == restarts else 0.0
-            if (
-                same and same.settled
-            ):  # is it this run, or did slurmctld lose its state and count from 1 again?
+            if same and same.settled:
+                # It is this run, or slurmctld has lost its state and counts from 1 again.
                 later = job.state != "PENDING" and began > same.settled  # a waiting job's start is a guess
                 if later or now - same.touched > LIFE:
                     life, same = same.life + 1, None
