@@ -1,8 +1,9 @@
 """The node's daemon: senses, judges, publishes its verdict, reports.
 
 One thread and one selector: kernel records and NVML's answers wake it at once, links are looked at every
-second, their counters every 30 s, the host every minute; what is due together wakes it together. Whatever may
-hang (NVML, sysfs of a dead adapter, the controller) lives in a process or on a thread of its own.
+second, their counters every 30 s, the host every minute; what is due together wakes it together. When a rule
+has waited as long as it must, its probe looks again, out of turn. Whatever may hang (NVML, sysfs of a dead
+adapter, the controller) lives in a process or on a thread of its own.
 """
 
 from __future__ import annotations
@@ -128,6 +129,9 @@ class NodeDaemon:
         self.stuck = {found.device for found in self.standing if found.code == "PROBE_STUCK"}
         self.unseen = {*self.links, *self.hosted, *(["gpu"] if self.worker else [])}
         self.gpu_due = math.inf  # when NVML is asked next (monotonic)
+        self.owed: set[str] = set()  # links whose next look is at everything
+        self.waits: dict[str, float] = {}  # by probe, when the first of its rules has waited long enough
+        self.waited = 0.0  # until when none has
         self.link = Link(
             config.addresses,
             self._signature,
@@ -179,12 +183,15 @@ class NodeDaemon:
                 for name, call in self.hosted.items():
                     self.runner.start(name, call, HOST_DEADLINE, now, "host")
                 slow = following(self.config.probes.host_every)
+            self._end_waits(now)
             if self.worker and now >= self.gpu_due:
                 self.worker.ask(now)
                 self.gpu_due = following(self.config.probes.gpu_every)
             if now >= fast:
-                self._look(full=now >= full)  # last: its thread waits for us to sleep
-                full = following(self.config.probes.counters_every) if now >= full else full
+                if now >= full:
+                    self.owed |= self.links.keys()
+                    full = following(self.config.probes.counters_every)
+                self._look()  # last: its thread waits for us to sleep
                 fast = following(self.config.probes.links_every)
             if not ready and (not self.unseen or now - started > FIRST_PASS):
                 ready = True
@@ -192,7 +199,8 @@ class NodeDaemon:
                 self._publish()
                 systemd.notify("READY=1\nSTATUS=first pass done")
                 log.info("ready: first pass took %.1f s", now - started)
-            due = min(fast, slow, self.gpu_due, tick, beat, sites)
+            waits = min(self.waits.values(), default=math.inf) - self.epoch
+            due = min(fast, slow, self.gpu_due, tick, beat, sites, waits)
             for key, _ in selector.select(max(0.0, due - time.monotonic())):
                 key.data()
         systemd.notify("STOPPING=1")
@@ -245,10 +253,28 @@ class NodeDaemon:
 
     # Sensing
 
-    def _look(self, full: bool) -> None:
+    def _look(self) -> None:
         now = time.monotonic()
         for name, probe in self.links.items():
-            self.runner.start(name, probe.look if full else probe.glance, LINK_DEADLINE, now, "links")
+            call = probe.look if name in self.owed else probe.glance
+            if self.runner.start(name, call, LINK_DEADLINE, now, "links"):
+                self.owed.discard(name)
+
+    def _end_waits(self, now: float) -> None:
+        """Look again where something has lasted as long as a rule asks for: whether it still does."""
+        self.waited = self.epoch + now
+        over = {probe for probe, at in self.waits.items() if at <= self.waited}
+        for probe in over:
+            del self.waits[probe]
+        for probe in over & self.hosted.keys():
+            self.runner.start(probe, self.hosted[probe], HOST_DEADLINE, now, "host")
+        if over & self.links.keys():
+            self.owed |= over & self.links.keys()
+            self._look()
+        if "gpu" in over and self.worker:
+            self.gpu_due = now
+        if "site" in over:
+            self._visit()
 
     def _visit(self) -> None:
         """Start the site's own probes; a new one is found without a restart."""
@@ -351,6 +377,10 @@ class NodeDaemon:
     def _judge(self, readings: Iterable[Reading]) -> None:
         remembered = self.memory
         judged, self.memory = rules.judge(self.book, readings, self.memory, self._now())
+        self.waits = {}
+        for reading, at in rules.ends(self.book, self.memory, self.waited).items():
+            probe = reading.partition(".")[0]
+            self.waits[probe] = min(at, self.waits.get(probe, at))
         findings = [_sendable(identity.named(found, self.names)) for found in judged]
         before = {found.moment for found in self.standing}
         standing = tuple(found for found in findings if found.lasting)

@@ -172,6 +172,29 @@ def test_nvml_is_asked_at_once_what_a_memory_error_left_behind(
     )
 
 
+def test_each_probe_looks_again_when_what_it_saw_has_lasted(daemon: Daemon, controller: Controller) -> None:
+    program = daemon.folder / "probes.d/tape"
+    program.parent.mkdir()
+    program.write_text("""#!/bin/sh\necho '{"name": "site.tape", "value": false}'\n""")
+    program.chmod(0o755)
+    seldom = "".join(f'{what}_every = "1h"\n' for what in ("gpu", "host", "counters", "site"))
+    (daemon.folder / "config.toml").write_text(
+        f"""{controller.config}[probes]\n{seldom}folder = "{program.parent}"
+        [[nodes]]\nmatch = "n1"\nservices = ["munge"]\ninfiniband = {{ gbps = 400 }}
+        [[rule]]\ncode = "SITE_TAPE"\nreading = "site.tape"\nwhen = {{ is = false }}
+        severity = "warning"\ntext = "no tape"\nhold = "1s"\n"""
+        + "".join(
+            f'[[rule]]\ncode = "{code}"\nhold = "1s"\n'
+            for code in ("GPU_HOT", "HOST_SERVICE", "IB_PORT_SLOW")
+        )
+    )
+    daemon.machine.inject("hot", code=94)
+    daemon.machine.inject("service-stopped")
+    daemon.machine.inject("ib-slow")
+    daemon.start()
+    wait(lambda: {"GPU_HOT", "HOST_SERVICE", "IB_PORT_SLOW", "SITE_TAPE"} <= set(controller.codes))
+
+
 def test_ranks_are_remembered_when_they_and_their_gpu_are_gone(
     daemon: Daemon, controller: Controller
 ) -> None:

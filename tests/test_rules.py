@@ -1,7 +1,8 @@
 """Opinions: the shipped tables, a site's changes, holds and windows, and what survives a restart."""
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,6 @@ from slurm_health import rules
 from slurm_health.duration import seconds
 from slurm_health.model import Finding, Reading, Severity, Urgency, Value
 from slurm_health.rules import Above, Below, Is, IsNot, Memory, RuleBook, RuleError, begin, judge, load
-from slurm_health.rules.judging import JITTER
 
 BOOK = load()
 CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
@@ -227,15 +227,43 @@ def test_a_hold_is_waited_for_and_the_first_evidence_is_since() -> None:
 
 
 @pytest.mark.parametrize("span", [{"hold": "60s"}, {"lasts": "60s", "within": "10m"}])
-def test_a_span_ends_with_a_look_that_comes_a_bit_early(span: dict[str, str]) -> None:
+def test_no_span_is_over_before_its_time(span: dict[str, str]) -> None:
     node = Node(own(**span))
-    assert [len(node(now, state(True))) for now in (100.02, 130.0, 160.01)] == [0, 0, 1]
+    assert [len(node(now, state(True))) for now in (100.0, 130.0, 159.9, 160.0)] == [0, 0, 0, 1]
 
 
-def test_a_finding_ends_with_a_look_that_comes_a_bit_early() -> None:
-    node = Node(own(clear="30s"))
-    assert node(100.0, state(True))
-    assert [len(node(now, state(False))) for now in (130.03, 160.02)] == [1, 0]
+def watched(book: RuleBook, bad: tuple[float, float], pauses: Sequence[float], until: float) -> list[float]:
+    """When a state that is bad in this span opens and closes a finding, where it is looked at after each of
+    these pauses, again and again, and whenever something is over; and when the first looks saw it bad and
+    good again."""
+    node, told, due, looks = Node(book), [], 0.0, itertools.cycle(pauses)
+    seen: dict[bool, float] = {}
+    again: dict[str, float] = {}
+    while node.now < until:
+        due = due if due > node.now else node.now + next(looks)
+        now = min(due, *again.values()) if again else due
+        value = bad[0] <= now < bad[1]
+        if value or True in seen:
+            seen.setdefault(value, now)
+        before = len(told) % 2
+        if bool(node(now, state(value))) != bool(before):
+            told.append(now)
+        again = rules.ends(book, node.memory, now)
+        node.restart()
+    return [*seen.values(), *told]
+
+
+@pytest.mark.parametrize("span", [{"hold": "60s"}, {"lasts": "60s", "within": "10m"}, {"hold": "1s"}])
+@given(pauses=st.lists(st.floats(0.5, 100), min_size=1, max_size=20), began=st.floats(1, 200))
+def test_what_is_over_is_found_at_once_however_seldom_looks_come(
+    span: dict[str, str], pauses: list[float], began: float
+) -> None:
+    book = own(**span, clear="30s")
+    bad, good, opened, closed = watched(book, (began, began + 1000), pauses, began + 3000)
+    if "hold" in span:
+        assert (opened, closed) == pytest.approx((bad + seconds(span["hold"]), good + 30))
+    else:
+        assert opened == pytest.approx(bad + 60, abs=0.01)
 
 
 def test_what_does_not_last_is_no_finding() -> None:
@@ -447,12 +475,12 @@ def test_a_finding_needs_its_hold_and_its_end_needs_its_clear(steps: list[tuple[
         found = node(now, *([] if value is None else [state(value)]))
         if value is True:
             bad_since, good_since = now if bad_since is None else bad_since, None
-            standing = standing or now - bad_since >= 20 - JITTER
+            standing = standing or now - bad_since >= 20
         elif value is False and not standing:
             bad_since = None
         elif value is False:
             good_since = now if good_since is None else good_since
-            if now - good_since >= 40 - JITTER:
+            if now - good_since >= 40:
                 standing, bad_since, good_since = False, None, None
         assert bool(found) == standing
         node.restart()

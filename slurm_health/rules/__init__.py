@@ -20,7 +20,7 @@ from slurm_health.rules.book import (
     at_once,
     load,
 )
-from slurm_health.rules.judging import BURST, EVIDENCE, Memory, begin, counting, judge, release
+from slurm_health.rules.judging import BURST, EVIDENCE, Memory, begin, counting, ends, judge, release
 
 __all__ = [
     "BURST",
@@ -42,6 +42,7 @@ __all__ = [
     "at_once",
     "begin",
     "counting",
+    "ends",
     "judge",
     "load",
     "release",

@@ -12,7 +12,7 @@ from slurm_health.rules.book import Opinion, Rises, Rule, RuleBook
 
 BURST = 2.0  # seconds in which events of one code on one device are one finding
 EVIDENCE = 500  # characters of evidence that are kept
-JITTER = 0.5  # seconds that a look may come early: what ends with it must not wait for the next
+ROUNDED = 0.001  # seconds after which a sum of spans is reached for all its rounding
 MOST = 5000  # windows, and unfinished holds, that are remembered: devices with names without end cost no more
 WIDTHS = {f"{bits}bit": 2**bits - 1 for bits in (4, 8, 16, 32)}  # where a counter stops
 
@@ -59,9 +59,7 @@ def release(book: RuleBook, memory: Memory, moments: Collection[str]) -> Memory:
     ended = [
         key
         for key, entry in memory["watch"].items()
-        if entry["moment"] in moments
-        and (rule := book.by_key.get("|".join(key.split("|", 2)[:2])))
-        and rule.clear == "never"
+        if entry["moment"] in moments and (rule := _asking(book, key)) and rule.clear == "never"
     ]
     if not ended:
         return memory
@@ -71,6 +69,38 @@ def release(book: RuleBook, memory: Memory, moments: Collection[str]) -> Memory:
 def counting(memory: Memory) -> bool:
     """Whether something has come within a window, so that the memory is worth saving now and then."""
     return any(one["steps"] or one.get("who") for one in memory["windows"].values())
+
+
+def ends(book: RuleBook, memory: Memory, after: float) -> dict[str, float]:
+    """By a reading's name, the first moment later than `after` at which a hold, a `lasts` or a `clear` is
+    over, if what was seen last goes on until then. Who looks again at that moment waits no longer than that,
+    however seldom looks come by themselves.
+    """
+    first: dict[str, float] = {}
+
+    def end(rule: Rule, at: float) -> None:
+        if at > after:
+            first[rule.reading] = min(at, first.get(rule.reading, at))
+
+    for key, entry in memory["watch"].items():
+        if (rule := _asking(book, key)) is None:
+            continue
+        if entry["good"] is not None:
+            end(rule, entry["good"] + (entry.get("clear") or rule.cool))
+        elif not entry["moment"] and entry["count"] + 1 >= rule.times:
+            end(rule, entry["since"] + rule.hold)
+    for key, seen in memory["windows"].items():
+        if seen["last"] is True and (rule := _asking(book, key)):  # of a state, and it was bad
+            at = seen["at"] + rule.lasts - window.total(seen, seen["at"], rule.within) + ROUNDED
+            if not seen["steps"] or seen["steps"][0][0] >= at - rule.within:  # none of it is over by then
+                end(rule, at)
+    return first
+
+
+def _asking(book: RuleBook, key: str) -> Rule | None:
+    """The rule by whose key something is remembered, None where there is none any more."""
+    code, name, _ = key.split("|", 2)
+    return book.by_key.get(f"{code}|{name}")
 
 
 def judge(
@@ -117,7 +147,7 @@ def _state(rule: Rule, reading: Reading, memory: Memory, now: float) -> None:
         clear = entry.get("clear") or rule.cool
         entry = _shifted(entry, now)
         good = now if entry["good"] is None else entry["good"]
-        if now - good >= clear - JITTER:
+        if now >= good + clear:
             del watch[key]
             memory["ended"][key] = [now, clear]
         else:
@@ -127,7 +157,7 @@ def _state(rule: Rule, reading: Reading, memory: Memory, now: float) -> None:
         evidence = (evidence or f"{reading.name} is {reading.value}")[:EVIDENCE]
         entry = {"since": now, "last": now, "count": 0, "moment": "", "good": None, "evidence": evidence}
     entry = {**_shifted(entry, now), "count": entry["count"] + 1, "good": None, "last": now}
-    held = now - entry["since"] >= rule.hold - JITTER
+    held = now >= entry["since"] + rule.hold
     if not entry["moment"] and held and entry["count"] >= rule.times:
         entry["moment"] = f"{memory['boot']}/{rule.code}/{reading.device}/{round(entry['since'] * 1000)}"
         if clear := _grown(rule, memory["ended"].pop(key, None), entry["since"]):
@@ -159,7 +189,7 @@ def _bad(
         return False, ""
     windows[key] = spent
     lasted = window.total(spent, now, rule.within)
-    if lasted < rule.lasts - JITTER:
+    if lasted < rule.lasts:
         return False, ""
     words = f"{reading.evidence or f'{reading.name} was {reading.value}'}, for {lasted:.0f} s"
     return True, f"{words} within {duration.short(rule.within)}"
@@ -187,8 +217,8 @@ def _standing(book: RuleBook, memory: Memory) -> dict[tuple[str, str], Finding]:
     found: dict[tuple[str, str], Finding] = {}
     watch = memory["watch"]
     for key, entry in list(watch.items()):
-        code, name, device = key.split("|", 2)
-        rule = book.by_key.get(f"{code}|{name}")
+        code, _, device = key.split("|", 2)
+        rule = _asking(book, key)
         if rule is None or not rule.judges(device):
             del watch[key]
         elif entry["moment"] and rule.severity > Severity.OK:
