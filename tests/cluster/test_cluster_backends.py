@@ -144,7 +144,9 @@ def test_they_say_the_same_of_everything(plain):
         plain.running("sleep 600", "-N2", "-wn[2,4]", "--no-requeue", "--job-name=x JobState=FAILED|n1|"),
         plain.running("sleep 600", "-wn4", "-n1", "--array=0-2%3"),
         plain.running("sleep 600", "-wn4", "-n1", "--array=5"),
-        plain.running("[ $SLURM_ARRAY_TASK_ID = 0 ] && sleep 600", "-wn4", "-n1", "--array=0-1", ended=["FAILED"]),
+        plain.running(
+            "[ $SLURM_ARRAY_TASK_ID = 0 ] && sleep 600", "-wn4", "-n1", "--array=0-1", ended=["FAILED"]
+        ),
         plain.running("sleep 600", "-wn1", "-n1", "-phidden", user=NOBODY.pw_uid, cwd="/tmp"),
         plain.submit("sleep 600", "-N1", "-wn5", "-n1", ":", "-wn6", "-n1"),
         plain.submit("true", "-n1", "-wn1"),
