@@ -480,8 +480,7 @@ class Controller:
     async def _return(self, case: Case) -> None:
         """Put a node back into service whose fault is gone."""
         name, now = case.name, time.time()
-        for row in self.ledger.unsettled("resume", name):
-            self.ledger.settle(row.id, NO_ANSWER, now)
+        self.ledger.conclude("resume", name, now)
         action = self.ledger.intend(case.pressing[0].id, "resume", name, now, FAULT_GONE)
         try:
             await self.slurm.resume([name])

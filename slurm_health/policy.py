@@ -489,6 +489,12 @@ def waits(victim: Victim, job: Job, now: float) -> bool:
     return begins and (not victim.started or job.reason == "BeginTime")
 
 
+def keeps(victim: Victim, job: Job, now: float) -> bool:
+    """Whether the healthy nodes of a job are still kept for it: until nothing else keeps it from starting."""
+    leaves = job.restarts == victim.restarts or job.completing
+    return leaves or (waits(victim, job, now) and not victim.started)
+
+
 def misses_nodes(victim: Victim, job: Job, now: float) -> bool:
     """Whether nodes that a job needs are out, now that it might run again: it waits until they are back."""
     back = job.restarts > victim.restarts and job.state == "PENDING" and not waits(victim, job, now)

@@ -23,6 +23,7 @@ from slurm_health.fence import Fence
 from slurm_health.ledger import NO_ANSWER, Ledger
 from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim, Wish
 from slurm_health.outage import Outage
+from slurm_health.place import Place
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Rescue:
         self.config, self.ledger, self.slurm = config, ledger, slurm
         self.out = out  # nodes that Slurm showed out of service: from no other is a job requeued
         self.outage = outage
+        self.place = Place(config, ledger, slurm)
         self.fence = Fence(config, ledger, slurm, outage)
         self.changed = asyncio.Event()
         self.completing: dict[int, float] = {}  # victim -> when its job was last seen COMPLETING
@@ -266,7 +268,7 @@ class Rescue:
                     continue  # each tenth of a second: no writer's lock for nothing
                 why = self.suspect(victim.job) or self.spent(victim, wish)
                 with self.ledger.together():
-                    done = self._conclude(kind, victim, f"restarts={victim.restarts}")
+                    done = self.ledger.conclude(kind, victim.label, now, f"restarts={victim.restarts}")
                     if done:
                         self.ledger.victim(victim.id, requeued=victim.requeued or now)
                         if kind == "hold":
@@ -280,8 +282,8 @@ class Rescue:
                 self.ledger.victim(victim.id, requeued=now)
                 await self._brief(victim)
                 return True
-        if victim.signalled:
-            self._conclude("signal", victim)
+        if victim.signalled and self.ledger.unsettled("signal", victim.label):
+            self.ledger.conclude("signal", victim.label, now)
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
         if job and job.completing:
             self.completing[victim.id] = now
@@ -294,12 +296,12 @@ class Rescue:
             if job
             else 0.0
         )
-        if job is None or job.size > 1:
-            await self._let_go(victim, job, now)
+        if job is None or (job.size > 1 and not policy.keeps(victim, job, now)):
+            await self.place.let_go(victim)
         if job and not victim.outcome:
             await self._miss(victim, job, now)
         expedites = self.site is not None and self.site.expedites
-        step = policy.treat(victim, job, wish, may, now, start, self.first, expedites)
+        step = policy.treat(victim, job, wish, may, now, start, self.place.first, expedites)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
             if victim.id in self.starting:
@@ -315,7 +317,7 @@ class Rescue:
                 await self._settle(victim, step.outcome)
                 return False
             case policy.Lift():
-                await self._lift(victim)
+                await self.place.lift(victim)
                 return True
             case policy.Adopt():
                 self.ledger.victim(victim.id, requeued=now)
@@ -388,9 +390,9 @@ class Rescue:
             what = f"is held: it {hold}" if hold else "is requeued"
             await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} {what}")
             if not hold:
-                await self._keep_nodes(victim, job)
+                await self.place.keep(victim, job, self.out)
         detail = f"restarts={job.restarts}"
-        self._conclude(kind, victim)
+        self.ledger.conclude(kind, victim.label, time.time())
         action = self.ledger.intend(victim.incident, kind, victim.label, time.time(), detail)
         try:
             if isinstance(step, policy.Requeue):
@@ -440,18 +442,8 @@ class Rescue:
                 self.ledger.victim(victim.id, **changes)
                 self.ledger.settle(action, "done", now)
             if isinstance(step, policy.StartNow):  # not before: now it is the first to get them
-                await self._let_go(victim, None, now)
+                await self.place.let_go(victim)
         return True
-
-    def _conclude(self, kind: str, victim: Victim, shown: str = "") -> bool:
-        """Give acts on a job that a crash left without an outcome one: the last of the detail that Slurm
-        shows was done, of the others nobody knows. Whether one was."""
-        now, done = time.time(), False
-        for row in reversed(self.ledger.unsettled(kind, victim.label)):
-            this = bool(shown) and not done and row.detail == shown
-            self.ledger.settle(row.id, "done" if this else NO_ANSWER, now)
-            done |= this
-        return done
 
     async def _comfort(self, victim: Victim) -> None:
         """Have those wait for it again who were to start when it had ended well, and saw it fail."""
@@ -464,90 +456,10 @@ class Rescue:
         except SlurmError as error:
             log.warning("job %s: who depends on it may wait for ever: %s", victim.label, error)
 
-    # Its place
-
-    @property
-    def first(self) -> bool:
-        """Whether a job on its way back goes before all that wait."""
-        return self.config.requeue.place == "top"
-
-    async def _lift(self, victim: Victim) -> None:
-        """Put it first in the queue by its nice value, which is nobody's way to say how old a job is. Its own
-        one is on disk before."""
-        priority, nice = await self.slurm.standing(victim.label)
-        if not priority:
-            return  # held just now: Slurm takes a new nice value for a release
-        own, lifted = victim.nice, victim.lifted
-        if own == lifted:
-            own, lifted = nice, policy.foremost(priority, nice)
-        elif nice not in (own, lifted):  # while we were away somebody has given it another
-            self.ledger.victim(victim.id, lifted=own, placed=time.time())
-            return
-        self._conclude("lift", victim)
-        with self.ledger.together():
-            self.ledger.victim(victim.id, nice=own, lifted=lifted)
-            detail = f"nice {own} to {lifted}"
-            action = self.ledger.intend(victim.incident, "lift", victim.label, time.time(), detail)
-        try:
-            await self.slurm.set_nice(victim.label, lifted)
-            outcome = "done"
-        except Rejected as error:  # it waits where it is
-            outcome, lifted = f"not done: {error}", own
-        with self.ledger.together():
-            self.ledger.victim(victim.id, lifted=lifted, placed=time.time())
-            self.ledger.settle(action, outcome, time.time())
-
-    async def _lower(self, victim: Victim) -> None:
-        """Give it its own nice value back, unless somebody has chosen another for it meanwhile."""
-        if victim.lifted == victim.nice:
-            return
-        self._conclude("lower", victim)
-        action = self.ledger.intend(
-            victim.incident, "lower", victim.label, time.time(), f"nice {victim.lifted} to {victim.nice}"
-        )
-        try:
-            priority, nice = await self.slurm.standing(victim.label)
-            outcome = "done"
-            if not priority:
-                outcome = "not done: it is held, and would be released by that"
-            elif nice == victim.lifted:
-                await self.slurm.set_nice(victim.label, victim.nice)
-            elif nice != victim.nice:
-                outcome = f"not done: somebody has set it to {nice}"
-        except Rejected as error:
-            outcome = f"not done: {error}"
-        with self.ledger.together():
-            self.ledger.victim(victim.id, lifted=victim.nice)
-            self.ledger.settle(action, outcome, time.time())
-
-    async def _keep_nodes(self, victim: Victim, job: Job) -> None:
-        """Keep the queue off the healthy nodes of a job until its wait is ended: Slurm would give them away
-        at once. The act is under way as long as they are kept; they are free again in a minute anyhow."""
-        nodes = sorted(set(job.nodes) - self.out)
-        if not (self.first and nodes):
-            return
-        where = str(NodeSet.fromlist(nodes))
-        action = self.ledger.intend(victim.incident, "keep", victim.label, time.time(), where)
-        try:
-            await self.slurm.reserve(_reservation(victim), nodes)
-        except Rejected as error:
-            self.ledger.settle(action, f"not done: {error}", time.time())
-
-    async def _let_go(self, victim: Victim, job: Job | None, now: float) -> None:
-        """Free the nodes that were kept, when nothing but they keep the job from starting."""
-        under_way = job and (job.restarts == victim.restarts or job.completing)
-        if job and (under_way or (policy.waits(victim, job, now) and not victim.started)):
-            return
-        if kept := self.ledger.unsettled("keep", victim.label):
-            await self.slurm.unreserve(_reservation(victim))
-            with self.ledger.together():
-                for row in kept:
-                    self.ledger.settle(row.id, "done", time.time())
-
     # The end of its story
 
     async def _ran(self, victim: Victim, job: Job) -> None:
-        await self._lower(victim)
+        await self.place.lower(victim)
         now = time.time()
         where = str(NodeSet.fromlist(list(job.nodes))) or victim.ran_nodes
         running = victim.running or job.started
@@ -559,7 +471,7 @@ class Rescue:
         await self._annotate(victim, story)
         with self.ledger.together():  # last: what a crash keeps from being told is told then
             for kind in ("release", "start", "tell"):
-                self._conclude(kind, victim, f"restarts={job.restarts}")
+                self.ledger.conclude(kind, victim.label, now, f"restarts={job.restarts}")
             what = f"job {victim.label} runs again on {where}, {running - victim.since:.1f} s after the fault"
             self.ledger.notice("ran", victim.incident, what, now, victim.label)
             self.fence.forget(victim)
@@ -612,8 +524,8 @@ class Rescue:
             log.warning("job %s: Comment: %s", victim.label, error)
 
     async def _settle(self, victim: Victim, outcome: str) -> None:
-        await self._lower(victim)
-        await self._let_go(victim, None, time.time())
+        await self.place.lower(victim)
+        await self.place.let_go(victim)
         self.fence.forget(victim)
         self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)
         log.info("job %s: %s", victim.label, outcome)
@@ -631,7 +543,7 @@ class Rescue:
         being helped."""
         if job.state not in policy.LIVE:
             return
-        self._conclude("tell", victim)
+        self.ledger.conclude("tell", victim.label, time.time())
         action = self.ledger.intend(victim.incident, "tell", victim.label, time.time(), text)
         try:
             await self.slurm.tell(victim.label, text)
@@ -660,8 +572,3 @@ def _folded(ranks: Iterable[int]) -> str:
 
 def _who(ranks: str) -> str:
     return f"rank {ranks}" if ranks.isdigit() else f"ranks {ranks}"
-
-
-def _reservation(victim: Victim) -> str:
-    """The name of what keeps its nodes."""
-    return f"slurm-health-{victim.job}"

@@ -104,18 +104,20 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
     assert ours(f"slurm_health.{module}") <= {"model", "host", *below("probes")}
 
 
+# The controller and what it is made of.
+SEAT = ("controller", "rescue", "place", "fence", "silence", "standby", "web")
+
+
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
-    seat = below(
-        *("controller", "rescue", "outage", "standby", "web", "ledger", "migrations", "slurm", "sinks.notify")
-    )
+    seat = below(*SEAT, "outage", "ledger", "migrations", "slurm", "sinks.notify")
     for module in ("node", "link", "spool", "cards", "tenants", "client", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
-    for module in ("controller", "rescue", "standby", "web", *below("ledger")):
+    for module in (*SEAT, *below("ledger")):
         assert not ours(f"slurm_health.{module}") & below("node", "link", "spool", "probes", "rules", "host")
 
 
 def test_slurm_is_reached_through_its_protocol() -> None:
-    for module in ("controller", "rescue", "outage", "standby", "web"):
+    for module in (*SEAT, "outage"):
         assert not ours(f"slurm_health.{module}") & {"slurm.scontrol", "slurm.api"}
     assert ours("slurm_health.slurm") <= {"model"}
     assert ours("slurm_health.slurm.scontrol") <= {"model", "slurm"}
@@ -152,7 +154,8 @@ LIBRARIES = {
     "pyslurm": {"slurm.worker"},
     "psutil": below("sandbox"),
     "ClusterShell": {
-        *("config", "expected", "rescue", "web", "gres", "slurm.scontrol", "slurm.api", "sandbox.demo")
+        *("config", "expected", "rescue", "place", "web", "gres", "slurm.scontrol", "slurm.api"),
+        "sandbox.demo",
     },
 }
 

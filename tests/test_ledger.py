@@ -28,6 +28,7 @@ from slurm_health.ledger import (
     EVIDENCE,
     FAULT_GONE,
     LIFE,
+    NO_ANSWER,
     Ledger,
     LedgerError,
     LedgerLost,
@@ -420,6 +421,22 @@ def test_an_act_is_unsettled_until_its_outcome_is_known(ledger: Ledger) -> None:
     assert ledger.unsettled("drain", "n2") == ledger.unsettled("requeue", "n1") == []
     ledger.settle(number, "done", T + 1)
     assert ledger.unsettled("drain", "n1") == []
+
+
+def test_of_acts_that_a_crash_cut_short_the_last_that_slurm_shows_was_done(ledger: Ledger) -> None:
+    ledger.take(report(XID), T)
+    for detail in ("restarts=0", "restarts=1", "restarts=1", "restarts=2"):
+        ledger.intend(1, "requeue", "7", T, detail)
+    ledger.intend(1, "requeue", "8", T, "restarts=1")
+
+    def outcomes() -> list[str]:
+        return [row.outcome for row in sorted(rows(ledger, schema.actions), key=lambda row: row.id)]
+
+    assert ledger.conclude("requeue", "7", T + 1, "restarts=1")
+    assert outcomes() == [NO_ANSWER, NO_ANSWER, "done", NO_ANSWER, ""]
+    assert not ledger.conclude("requeue", "7", T + 1, "restarts=1")
+    assert not ledger.conclude("requeue", "8", T + 1)
+    assert outcomes() == [NO_ANSWER, NO_ANSWER, "done", NO_ANSWER, NO_ANSWER]
 
 
 def test_what_would_have_been_done_is_said_once(ledger: Ledger) -> None:
@@ -1065,6 +1082,7 @@ CALLS: dict[str, Callable[[Ledger, Incident], object]] = {
     "forget": lambda ledger, _: ledger.forget(T + 9),
     "intend": lambda ledger, _: ledger.intend(1, "drain", "n1", T),
     "settle": lambda ledger, _: ledger.settle(1, "done", T),
+    "conclude": lambda ledger, _: ledger.conclude("requeue", "7", T),
     "would": lambda ledger, _: ledger.would(1, "drain", "n1", "paused", T),
     "drained": lambda ledger, _: ledger.drained("n1", "slurm-health: x", 1, T),
     "touch": lambda ledger, incident: touch(ledger, incident, job=8),

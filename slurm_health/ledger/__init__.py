@@ -313,6 +313,16 @@ class Ledger(Store):
                 )
             )
 
+    def conclude(self, kind: str, target: str, now: float, shown: str = "") -> bool:
+        """Give acts that a crash left without an outcome one: the last of the detail that Slurm shows was
+        done, of the others nobody knows. Whether one was."""
+        with self.together():
+            rows = self.unsettled(kind, target)
+            last = max((row.id for row in rows if shown and row.detail == shown), default=None)
+            for row in rows:
+                self.settle(row.id, "done" if row.id == last else NO_ANSWER, now)
+        return last is not None
+
     def attempts(self, kind: str, since: float) -> list[Any]:
         """Acts whose outcome is not known, and those since then that got no answer: both may yet be done."""
         with self.transaction(write=False) as connection:
