@@ -21,7 +21,7 @@ demo: packages $(VENV)/.installed ## break a GPU under a job on a real Slurm wit
 	@$(BIN)/slurm-health sandbox demo
 
 test: packages $(VENV)/.installed ## all tests, those on a real Slurm included (root)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.installed ## the tests that need no Slurm and no root
 	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
@@ -44,7 +44,7 @@ docker-test: docker ## the tests that need a Slurm, on that release's (BACKEND=c
 	@$(COMPOSE) build --quiet test
 	@mkdir -p docker/.results
 	@docker run --rm --cap-add SYS_ADMIN --security-opt apparmor=unconfined -e SLURM_HEALTH_TEST_BACKEND=$(BACKEND) -v $(CURDIR)/docker/.results:/results \
-	    slurm-health-test:$(RELEASE) -m cluster -n 2 --dist loadfile $(ARGS)
+	    slurm-health-test:$(RELEASE) -m cluster -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docker-faults: docker $(VENV)/.installed ## hosts of that cluster die and lose their network under jobs (10 minutes)
 	@$(BIN)/python -m pytest docker/test_faults.py $(ARGS)

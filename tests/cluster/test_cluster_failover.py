@@ -119,7 +119,7 @@ class Pair(Cluster):
 
     def heal(self):
         """All as in any cluster, and the first slurmctld and the first controller act."""
-        self.until(self._both_serve, True, TAKEOVER)
+        self.until(self._pinged, lambda said: said.count("UP") == 2, TAKEOVER)
         for name in ("controller", "controller:ctl2"):
             self.thaw(name)
             self.box.stop(name)
@@ -131,11 +131,12 @@ class Pair(Cluster):
         for file in self.jobs.glob("runs.*"):
             file.unlink()
 
-    def _both_serve(self):
+    def _pinged(self):
+        """What Slurm says of both slurmctlds. Where one does not live it is started: one that is relieved may end."""
         for name in ("slurmctld", "slurmctld:ctl2"):
             self.thaw(name)
-            self.box.start(name)  # where it does not live: one that is relieved may end
-        return self.ask("scontrol", "ping", check=False).count("UP") == 2
+            self.box.start(name)
+        return self.ask("scontrol", "ping", check=False)
 
     def _ails(self):
         """A slurmctld that has just come back refuses some changes."""
