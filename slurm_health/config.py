@@ -6,7 +6,6 @@ written here. Unknown keys are refused, and every mistake is reported at once wi
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -24,9 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from slurm_health import duration, rules
+from slurm_health import duration, rules, sources
 
-DEFAULT_PATH = Path("/etc/slurm-health/config.toml")
 PCIE = re.compile(r"(?:(\d+(?:\.\d+)?) GT/s )?x(\d+)")
 RECIPIENT = re.compile(r"[\w.+][\w.+-]*(@[\w.-]+)?", re.ASCII)
 WEBHOOK = re.compile(r"https?://[^\s/@]+(/\S*)?", re.ASCII)
@@ -231,7 +229,7 @@ class Probes(Section):
     gpu_every: Seconds = 15.0
     gpu_deadline: Seconds = 10.0
     links_every: Seconds = 1.0
-    folder: Path = Field(Path("/etc/slurm-health/probes.d"), description="the site's own probes")
+    folder: Path = Field(sources.PROBES, description="the site's own probes")
     site_every: Seconds = 60.0
     site_deadline: Seconds = Field(10.0, description="a site's probe that takes longer is ended")
     counters_every: Seconds = Field(30.0, description="how often rates and error counters of links are read")
@@ -335,11 +333,6 @@ class Config(Section):
         return [(host, int(port)) for host, _, port in parts]
 
 
-def path(explicit: str | None = None) -> Path:
-    """Where the configuration is: as given, else SLURM_HEALTH_CONFIG, else /etc/slurm-health/config.toml."""
-    return Path(explicit or os.environ.get("SLURM_HEALTH_CONFIG") or DEFAULT_PATH)
-
-
 def load(explicit: str | None = None) -> Config:
     """The configuration in force. A missing default file means the defaults; ConfigError on any mistake."""
     return read(explicit)[0]
@@ -347,15 +340,14 @@ def load(explicit: str | None = None) -> Config:
 
 def read(explicit: str | None = None) -> tuple[Config, dict[str, str]]:
     """The configuration and, for each key path that a file sets, which file."""
-    main = path(explicit)
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     mistakes: list[str] = []
-    files = [main, *sorted((main.parent / "conf.d").glob("*.toml"))]
-    if not main.exists():
-        if explicit or os.environ.get("SLURM_HEALTH_CONFIG"):
-            raise ConfigError([f"{main}: no such file"])
-        files.remove(main)
+    main = sources.path(explicit)
+    try:
+        files = sources.files(explicit)
+    except FileNotFoundError as error:
+        raise ConfigError([str(error)]) from None
     for file in files:
         try:
             table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -368,7 +360,7 @@ def read(explicit: str | None = None) -> tuple[Config, dict[str, str]]:
     except ValidationError as error:
         mistakes += [_mistake(detail, origins, main) for detail in error.errors()]
     rule_tables = merged.get("rule", [])
-    if isinstance(rule_tables, list) and all(isinstance(table, dict) for table in rule_tables):
+    if rule_tables and isinstance(rule_tables, list) and all(isinstance(one, dict) for one in rule_tables):
         try:
             rules.load(rule_tables)
         except rules.RuleError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -111,7 +110,7 @@ def scan(
     worst = max((finding.severity for finding in found), default=Severity.OK)
     blind = any(report.error for report in reports)
     return Scan(
-        platform.node().partition(".")[0],
+        os.uname().nodename.partition(".")[0],
         "unknown" if blind and worst is Severity.OK else str(worst),
         found,
         tuple(reports),

@@ -162,7 +162,7 @@ def test_config_check_says_which_file_is_well(tmp_path: Path, monkeypatch: pytes
     file.write_text('mode = "drain"\n')
     assert call("config", "check", "--config", str(file)).output == f"{file}: no mistakes\n"
     monkeypatch.delenv("SLURM_HEALTH_CONFIG")
-    monkeypatch.setattr("slurm_health.config.DEFAULT_PATH", tmp_path / "absent/config.toml")
+    monkeypatch.setattr("slurm_health.sources.DEFAULT_PATH", tmp_path / "absent/config.toml")
     result = call("config", "check")
     assert (result.exit_code, result.output) == (
         0,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from slurm_health import config
+from slurm_health import config, sources
 from slurm_health.config import Config, ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("SLURM_HEALTH_CONFIG", raising=False)
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "default/config.toml")
+    monkeypatch.setattr(sources, "DEFAULT_PATH", tmp_path / "default/config.toml")
     (tmp_path / "conf.d").mkdir()
     return tmp_path / "config.toml"
 
@@ -207,7 +207,7 @@ def test_later_files_win_key_by_key_and_tables_of_a_list_add_up(file: Path) -> N
 
 def test_conf_d_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_HEALTH_CONFIG", raising=False)
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "config.toml")
+    monkeypatch.setattr(sources, "DEFAULT_PATH", tmp_path / "config.toml")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d/a.toml").write_text('mode = "drain"\n')
     assert config.load().mode == "drain"

@@ -217,3 +217,17 @@ def test_help_pays_for_nothing_heavy() -> None:
     assert not loaded("import slurm_health.client, slurm_health.wire") & (
         heavy - {"pydantic", "ClusterShell"}
     )
+
+
+def test_a_scan_pays_for_no_configuration_that_is_not_there(tmp_path: Path) -> None:
+    found = loaded(
+        "from pathlib import Path\n"
+        "from slurm_health import sources\n"
+        f"sources.DEFAULT_PATH = Path('{tmp_path}/config.toml')\n"
+        "from slurm_health.cli import main\n"
+        f"try:\n    main(['scan', '--root', '{tmp_path}', '--json'])\n"
+        "except SystemExit:\n    pass"
+    )
+    assert "slurm_health" in found
+    heavy = {"sqlalchemy", "alembic", "aiohttp", "pydantic", "psutil", "asyncio", "ClusterShell", "tempfile"}
+    assert not found & heavy

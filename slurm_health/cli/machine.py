@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from slurm_health import sources
 from slurm_health.cli.shell import (
     EX_CONFIG,
     EX_UNAVAILABLE,
@@ -43,20 +44,24 @@ def scan(as_json: bool, config_file: str | None, root: str, name: str | None, ev
     from slurm_health.baseline import Expectations
     from slurm_health.host import Host
 
-    config = load_config(config_file)
+    name = name or hostname()
+    if sources.given(config_file):
+        config = load_config(config_file)
+        expectations, book = Expectations(**config.expected(name)), rules.load(config.rule)
+        folder = config.probes.folder
+    else:  # what reads a configuration takes as long to import as all the rest
+        expectations, book, folder = Expectations(), rules.load(), sources.PROBES
     try:
         pause = duration.seconds(every) if every else 0.0
     except ValueError as error:
         raise click.UsageError(f"--every: {error}") from None
     if not Path(root).is_dir():
         raise click.UsageError(f"--root {root}: no such folder")
-    name = name or hostname()
     library = os.environ.get("SLURM_HEALTH_NVML_LIBRARY", "")
-    folder = config.probes.folder if Path(root) == Path("/") else None  # they look at this machine
-    expectations, book = Expectations(**config.expected(name)), rules.load(config.rule)
+    own = folder if Path(root) == Path("/") else None  # the site's probes look at this machine
     while True:
         began, host = time.time(), Host(root)
-        seen = replace(scan.scan(host, expectations, book, library, folder=folder), node=name)
+        seen = replace(scan.scan(host, expectations, book, library, folder=own), node=name)
         if not every:
             show(seen.json() if as_json else seen, as_json, scan.Scan.text)
             sys.exit(LEVELS[seen.verdict])
@@ -194,10 +199,9 @@ def config() -> None:
 @config_option
 def config_check(notify: bool, config_file: str | None) -> None:
     """Name every mistake with its file and path; exit 78 if there is one."""
-    from slurm_health import config
 
     loaded = load_config(config_file)
-    file = config.path(config_file)
+    file = sources.path(config_file)
     click.echo(f"{file}: no mistakes" if file.exists() else f"{file} does not exist: the defaults hold")
     if notify:
         import asyncio
