@@ -407,7 +407,7 @@ class Cluster:
 
 
 def pytest_collection_modifyitems(items):
-    """Files are dealt out whole, in this order: that of eight minutes goes first, that others go beside it."""
+    """Files are dealt out whole, in this order: that of eight minutes goes first, others beside it."""
     items.sort(key=lambda item: item.path.stem != "test_cluster_failover")
 
 

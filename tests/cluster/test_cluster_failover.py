@@ -132,7 +132,7 @@ class Pair(Cluster):
             file.unlink()
 
     def _pinged(self):
-        """What Slurm says of both slurmctlds. Where one does not live it is started: one that is relieved may end."""
+        """What Slurm says of both slurmctlds. One that does not live is started: a relieved one may end."""
         for name in ("slurmctld", "slurmctld:ctl2"):
             self.thaw(name)
             self.box.start(name)
