@@ -266,6 +266,24 @@ def test_what_is_over_is_found_at_once_however_seldom_looks_come(
         assert opened == pytest.approx(bad + 60, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("rule", "looks", "ends"),
+    [
+        ({"times": 2}, [100.0], []),
+        ({"times": 3, "hold": "60s"}, [100.0], []),
+        ({"times": 3, "hold": "60s"}, [100.0, 130.0], [160.0]),
+        ({"times": 3, "hold": "60s"}, [100.0, 161.0], []),
+    ],
+)
+def test_looks_are_counted_and_not_hurried(
+    rule: dict[str, object], looks: list[float], ends: list[float]
+) -> None:
+    node = Node(own(**rule))
+    for now in looks:
+        assert node(now, state(True)) == ()
+    assert list(rules.ends(node.book, node.memory, 0.0).values()) == ends
+
+
 def test_what_does_not_last_is_no_finding() -> None:
     node = Node(own(hold="5s"))
     node(100.0, state(True))

@@ -78,22 +78,22 @@ def ends(book: RuleBook, memory: Memory, after: float) -> dict[str, float]:
     """
     first: dict[str, float] = {}
 
-    def end(rule: Rule, at: float) -> None:
-        if at > after:
+    def end(rule: Rule, at: float, seen: float) -> None:
+        if at > max(after, seen):  # what a rule asks for besides, so many looks, is not hurried
             first[rule.reading] = min(at, first.get(rule.reading, at))
 
     for key, entry in memory["watch"].items():
         if (rule := _asking(book, key)) is None:
             continue
         if entry["good"] is not None:
-            end(rule, entry["good"] + (entry.get("clear") or rule.cool))
+            end(rule, entry["good"] + (entry.get("clear") or rule.cool), entry["last"])
         elif not entry["moment"] and entry["count"] + 1 >= rule.times:
-            end(rule, entry["since"] + rule.hold)
+            end(rule, entry["since"] + rule.hold, entry["last"])
     for key, seen in memory["windows"].items():
         if seen["last"] is True and (rule := _asking(book, key)):  # of a state, and it was bad
             at = seen["at"] + rule.lasts - window.total(seen, seen["at"], rule.within) + ROUNDED
             if not seen["steps"] or seen["steps"][0][0] >= at - rule.within:  # none of it is over by then
-                end(rule, at)
+                end(rule, at, seen["at"])
     return first
 
 
