@@ -12,7 +12,7 @@ from pathlib import Path
 import nodes
 import pytest
 from test_sensing import BOOK, Node, library, node
-from test_sequences import counted
+from test_sequences import HOUR, MINUTE, counted
 
 from slurm_health import rules
 from slurm_health.baseline import Expectations, expect
@@ -138,6 +138,47 @@ def test_an_xid_of_last_year_is_not_of_now(tmp_path: Path) -> None:
     report = scan(Host(tmp_path), Expectations(), BOOK, "/none").reports[0]
     [event] = [one for one in report.readings if one.moment]
     assert 0 < event.at <= time.time()
+
+
+# -- the rates at which others speak ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counter", "by", "every", "found"),
+    [
+        # a loss of the link by itself is IB_PORT_DOWN where it lasts; some call the first one a fault
+        ("infiniband.link_downed", 1, HOUR, ("IB_FLAP", Severity.CRITICAL)),
+        ("infiniband.link_downed", 1, 2 * HOUR, None),
+        ("nic.carrier_downs", 1, HOUR / 2, ("NIC_FLAP", Severity.WARNING)),
+        ("nic.carrier_downs", 1, 2 * HOUR, None),
+        ("infiniband.symbol_error", 2, MINUTE, ("IB_ERRORS", Severity.CRITICAL)),  # 120 an hour
+        ("infiniband.symbol_error", 1, MINUTE, None),
+        ("infiniband.link_error_recovery", 6, MINUTE, ("IB_ERRORS", Severity.WARNING)),
+        ("infiniband.link_error_recovery", 1, HOUR / 6, None),
+        ("infiniband.local_link_integrity_errors", 1, 10 * HOUR, ("IB_ERRORS", Severity.WARNING)),
+        ("infiniband.excessive_buffer_overrun_errors", 1, 10 * HOUR, ("IB_ERRORS", Severity.WARNING)),
+        ("infiniband.port_rcv_errors", 600, MINUTE, ("IB_ERRORS", Severity.WARNING)),  # 10 a second
+        ("infiniband.port_rcv_errors", 10, MINUTE, None),
+        ("infiniband.port_xmit_discards", 6000, MINUTE, ("IB_ERRORS", Severity.WARNING)),  # 100 a second
+        ("infiniband.port_xmit_discards", 60, MINUTE, None),
+        # of RoCE; who gives up on one dead peer is not ill, so the first one is no fault here
+        ("infiniband.rnr_nak_retry_err", 2, MINUTE, ("IB_ERRORS", Severity.WARNING)),
+        ("infiniband.rnr_nak_retry_err", 1, MINUTE, None),
+        ("infiniband.local_ack_timeout_err", 61, MINUTE, ("IB_ERRORS", Severity.WARNING)),
+        ("infiniband.local_ack_timeout_err", 30, MINUTE, None),
+        ("infiniband.roce_slow_restart", 601, MINUTE, ("IB_ERRORS", Severity.WARNING)),
+        ("infiniband.roce_slow_restart", 300, MINUTE, None),
+    ],
+)
+def test_a_counter_is_told_from_where_others_tell_it(
+    counter: str, by: int, every: float, found: tuple[str, Severity] | None
+) -> None:
+    memory, told = rules.begin(None, "boot"), set()
+    for second in range(0, int(12 * HOUR), 30):
+        reading = Reading(counter, "a port", int(second / every) * by)
+        judged, memory = rules.judge(BOOK, [reading], memory, 1000.0 + second)
+        told |= {(one.code, one.severity) for one in judged}
+    assert told == ({found} if found else set())
 
 
 # -- a pattern that fits too much --------------------------------------------------------
