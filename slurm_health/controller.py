@@ -84,7 +84,7 @@ class Controller:
         self.heard: dict[str, tuple[str, int]] = {}  # node -> its daemon's life, number of its last report
         self.decisions: dict[str, Decision] = {}
         self.changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self.shown_out: dict[str, float] = {}  # node -> when Slurm was asked that last showed it out (epoch)
+        self.shown_out: dict[str, float] = {}  # node -> when we asked that it was last shown out (epoch)
         self.not_before: dict[str, float] = {}  # node -> when a drain that Slurm rejected is tried again
         self.due: set[str] = set()  # nodes to be looked at now
         self.turned_away: set[str] = set()  # nodes where our prolog has just refused a job
@@ -224,7 +224,7 @@ class Controller:
                 case.state = states.get(case.name)
             await self._recall(wanted)
             for case in wanted:
-                if case.state and case.state.out:
+                if case.state and case.state.out and not self._hook_just_failed(case, case.state):
                     self.shown_out[case.name] = asked
         paused, room = self.rescue.paused(), self._room(total)
         drains: dict[str, list[Case]] = defaultdict(list)
@@ -257,6 +257,11 @@ class Controller:
                 self.ledger.drained(case.name, "", 0, 0.0)
                 self.out.discard(case.name)
                 case.ours, case.drained, case.forgotten = policy.Drained(), 0.0, True
+
+    def _hook_just_failed(self, case: Case, state: Node) -> bool:
+        """Whether a hook has just failed on a node that an admin had resumed: the card that tells whose it
+        was may be under way."""
+        return policy.was_back(case.ours, state) and time.time() - state.since < LATE
 
     def _cases(self, names: Collection[str]) -> list[Case]:
         incidents: dict[str, list[Incident]] = defaultdict(list)
@@ -309,8 +314,13 @@ class Controller:
             self._hold(case.pressing, judged.why)
             self.out.add(name)
             self._decide(name, self._noted(case.pressing))
-        elif judged.do in (Do.YIELD, Do.UNDO):
-            await self._yield(case, undo=judged.do is Do.UNDO)
+        elif judged.do is Do.YIELD:
+            self._yield(case, ours=True)
+            self.out.discard(name)
+            if case.pressing:
+                self.look_at(name)
+        elif judged.do is Do.UNDO:
+            return await self._undo(case, outlook)
         else:
             case.why_not = judged.why
             self.out.discard(name)
@@ -431,16 +441,17 @@ class Controller:
                     shown = repr(state.reason) if state else "no node"
                     self.ledger.settle(number, f"not done: Slurm shows {shown}", now)
 
-    async def _yield(self, case: Case, undo: bool) -> None:
+    def _yield(self, case: Case, ours: bool) -> None:
         """An admin put the node back: that stands until there is new evidence, which remains pressing.
+        `ours`: a resume of ours that a crash cut short was this one.
 
-        Slurm does not say when that was. What came since it last showed the node out counts as new: at most
-        two seconds old, it is nothing that an admin has weighed.
+        Slurm does not say when that was. What came since it last showed our drain counts as new: at most two
+        seconds old, it is nothing that an admin has weighed.
         """
-        name, now, overruled = case.name, time.time(), case.pressing
-        for row in self.ledger.unsettled("resume", name):  # a crash came between: it was us
-            self.ledger.settle(row.id, "done" if not undo else NO_ANSWER, now)
-        since = math.inf if undo else self.shown_out.get(name, math.inf)
+        name, now = case.name, time.time()
+        for row in self.ledger.unsettled("resume", name):
+            self.ledger.settle(row.id, "done" if ours else NO_ANSWER, now)
+        since = self.shown_out.get(name, math.inf)
         old = [one.id for one in case.incidents if one.severity is Severity.CRITICAL and one.seen <= since]
         case.pressing = [one for one in case.pressing if one.id not in old]
         with self.ledger.together():
@@ -448,19 +459,28 @@ class Controller:
             self._hold(case.pressing, "")
             self.ledger.drained(name, "", 0, 0.0)
         case.drained = 0.0
-        self.out.discard(name)
         # What has ended, or cannot, is closed with it and is no longer worth a note.
         still = [one for one in self.ledger.open_incidents([name]) if one.severity is Severity.CRITICAL]
         self._decide(name, self._noted(still))
-        if old or not undo:
+        if old or ours:
             log.warning("%s: resumed by an admin; its %d open incidents are acknowledged", name, len(old))
-        if case.pressing:
-            self.look_at(name)
-        if undo and (blamed := overruled[0] if overruled else self.ledger.latest(name)):
+
+    async def _undo(self, case: Case, outlook: policy.Outlook) -> str:
+        """Put a node back that our hook drained after an admin's RESUME; the reason to keep it out instead
+        where there is newer evidence."""
+        blamed = case.pressing[0] if case.pressing else self.ledger.latest(case.name)
+        self._yield(case, ours=False)
+        if case.pressing and case.state:
+            if not (policy.obstacle(case.state, outlook) or self._suspect(case)):
+                return case.pressing[0].reason
+            self.look_at(case.name)
+        self.out.discard(case.name)
+        if blamed:
             why = "our hook failed after a RESUME"
-            action = self.ledger.intend(blamed.id, "resume", name, now, why)
-            await self.slurm.resume([name])
+            action = self.ledger.intend(blamed.id, "resume", case.name, time.time(), why)
+            await self.slurm.resume([case.name])
             self.ledger.settle(action, "done", time.time())
+        return ""
 
     def _returns(self, case: Case, outlook: policy.Outlook, now: float) -> bool:
         """Whether the site wants it back, its fault has been gone for long enough, and its daemon, which sees

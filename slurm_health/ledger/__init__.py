@@ -191,8 +191,8 @@ class Ledger(Store):
     # Incidents
 
     def open_incidents(self, nodes: Collection[str] | None = None) -> list[Incident]:
-        """The open incidents of these nodes, or all, oldest first."""
-        query = sa.select(*_INCIDENT).filter_by(closed=0).order_by(incidents.c.id)
+        """The open incidents of these nodes, or all, those with the oldest evidence first."""
+        query = sa.select(*_INCIDENT).filter_by(closed=0).order_by(incidents.c.since, incidents.c.id)
         if nodes is not None:
             query = query.where(incidents.c.node.in_(list(nodes)))
         with self.transaction(write=False) as connection:
