@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ClusterShell.NodeSet import NodeSet
@@ -25,12 +24,12 @@ from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim, Wish
 from slurm_health.outage import Outage
 from slurm_health.place import Place
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
+from slurm_health.turns import Turns
 
 log = logging.getLogger(__name__)
 
 TICK = 2.0  # seconds between looks at jobs of which nothing is expected
 HOT = 0.1  # seconds between looks at a job that is about to change
-LAUNCH = 30.0  # seconds within which a job that was sent off is seen running, or never
 REFUSAL = 600.0  # seconds in which a job that our prolog turned away is looked for
 REFUSALS = 3  # times that Slurm may reject the requeue of one job before it is given up
 MISSING = 10.0  # seconds that a job lacks nodes before that is told
@@ -58,9 +57,7 @@ class Rescue:
         self.place = Place(config, ledger, slurm)
         self.fence = Fence(config, ledger, slurm, outage)
         self.changed = asyncio.Event()
-        self.completing: dict[int, float] = {}  # victim -> when its job was last seen COMPLETING
-        self.had: dict[int, frozenset[str]] = {}  # victim -> the nodes that it was seen on
-        self.starting: dict[int, float] = {}  # victim -> until when no other may start on a node that it had
+        self.turns = Turns()
         self.site: Site | None = None
         self.site_trouble = ""
         wanted = config.requeue
@@ -228,23 +225,12 @@ class Rescue:
     def forgets_slowly(self) -> bool:
         return self.site is None or self.site.forgets_slowly
 
-    def _forget(self, victims: Iterable[Victim]) -> None:
+    def _forget(self, victims: Collection[Victim]) -> None:
         """What was remembered of jobs whose story has ended."""
-        now = time.time()
-        self.completing = {one.id: self.completing.get(one.id, 0.0) for one in victims}
-        self.starting = {number: until for number, until in self.starting.items() if until > now}
-        self.corrected &= self.completing.keys()
-        self.missing = {one.id: self.missing[one.id] for one in victims if one.id in self.missing}
-        known = self.completing.keys() | self.starting.keys()
-        self.had = {number: nodes for number, nodes in self.had.items() if number in known}
-
-    def _in_turn(self, victim: Victim) -> bool:
-        """Whether no other job is just starting on a node that both had: a slurmd that forgets slowly forgets
-        one run in two seconds, and whoever comes too early is started without its prolog.
-        """
-        mine = self.had.get(victim.id, frozenset())
-        others = (number for number in self.starting if number != victim.id)
-        return not any(mine & self.had.get(number, frozenset()) for number in others)
+        known = {one.id for one in victims}
+        self.turns.forget(known, time.time())
+        self.corrected &= known
+        self.missing = {number: since for number, since in self.missing.items() if number in known}
 
     async def _treat_all(self, victims: Iterable[Victim], jobs: Mapping[int, Job]) -> bool:
         """A step for each; whether to look again soon. One that fails does not hold up the others."""
@@ -285,17 +271,12 @@ class Rescue:
         if victim.signalled and self.ledger.unsettled("signal", victim.label):
             self.ledger.conclude("signal", victim.label, now)
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
-        if job and job.completing:
-            self.completing[victim.id] = now
-            if may:
+        start = 0.0
+        if job:
+            self.turns.see(victim, job, now)
+            start = policy.earliest(victim, job, self.turns.left.get(victim.id, 0.0), self.forgets_slowly)
+            if job.completing and may:
                 self.fence.hear(victim, job, now)
-        if job and job.nodes and (job.completing or job.restarts == victim.restarts):
-            self.had[victim.id] = self.had.get(victim.id, frozenset()) | set(job.nodes)
-        start = (
-            policy.earliest(victim, job, self.completing.get(victim.id, 0.0), self.forgets_slowly)
-            if job
-            else 0.0
-        )
         if job is None or (job.size > 1 and not policy.keeps(victim, job, now)):
             await self.place.let_go(victim)
         if job and not victim.outcome:
@@ -304,8 +285,7 @@ class Rescue:
         step = policy.treat(victim, job, wish, may, now, start, self.place.first, expedites)
         if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
-            if victim.id in self.starting:
-                self.starting[victim.id] = math.floor(now) + 2.0
+            self.turns.done(victim, now)
         match step:
             case policy.Wait():
                 return step.hot
@@ -328,9 +308,10 @@ class Rescue:
                 await self._ran(victim, job)
                 return False
             case policy.StartNow() if job and job.size > 1 and self.forgets_slowly:
-                if not self._in_turn(victim):
+                if not self.turns.free(victim):
+                    await self.place.let_go(victim)  # they are whose turn it is
                     return True
-                self.starting[victim.id] = now + LAUNCH
+                self.turns.take(victim, now)
                 return await self._move(victim, job, step)
             case policy.Signal():
                 assert job
@@ -527,6 +508,7 @@ class Rescue:
         await self.place.lower(victim)
         await self.place.let_go(victim)
         self.fence.forget(victim)
+        self.turns.done(victim, time.time())
         self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)
         log.info("job %s: %s", victim.label, outcome)
 

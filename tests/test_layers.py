@@ -73,6 +73,7 @@ PURE = [
     "duration",
     "identity",
     "expected",
+    "turns",
     "wishes",
 ]
 
@@ -93,7 +94,7 @@ def test_rules_and_policy_know_only_the_nouns() -> None:
     assert ours("slurm_health.policy") == {"model"}
     for module in below("rules"):
         assert ours(f"slurm_health.{module}") <= {"model", "duration", *below("rules")}
-    assert ours("slurm_health.wishes") == {"model"}
+    assert ours("slurm_health.wishes") == ours("slurm_health.turns") == {"model"}
 
 
 # -- what knows what
@@ -105,7 +106,7 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 
 # The controller and what it is made of.
-SEAT = ("controller", "rescue", "place", "fence", "silence", "standby", "web")
+SEAT = ("controller", "rescue", "place", "turns", "fence", "silence", "standby", "web")
 
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
