@@ -343,10 +343,10 @@ class NodeDaemon:
         learned, notes = baseline.learn(self.baseline, report, sick)
         for note in notes:
             log.info("%s", note)
-        if learned is not self.baseline:
-            self.baseline = learned
+        known, self.baseline = self.baseline, learned
+        self._judge(baseline.expect(learned, self.expectations, report))
+        if learned is not known:  # saved last: what is said once, a GPU swapped, is said again after a crash
             self._save("baseline.json", lambda path: baseline.save(path, learned))
-        self._judge(baseline.expect(self.baseline, self.expectations, report))
 
     def _seat(self, processes: Iterable[Reading]) -> None:
         """See which ranks sit on which GPU, and who sits where nobody should."""

@@ -153,6 +153,20 @@ def test_a_gpu_that_was_swapped_is_told_until_the_next_boot() -> None:
     assert says(after, swapped, "drift") is False
 
 
+def test_a_gpu_that_was_swapped_over_a_reboot_is_said_once() -> None:
+    old, new = node(a=board(serial="1650")), node(a=board(serial="1660"))
+    new = replace(new, readings=tuple(
+        replace(one, value="GPU-x") if one.name == "gpu.uuid" else one for one in new.readings
+    ))  # fmt: skip
+    had = known(old)
+    assert says(had, old, "swapped") is False
+    assert says(had, new, "swapped") is False  # nobody changes a GPU of a running machine
+    after, _ = learn(begin(had, "next boot"), new)
+    assert says(after, new, "swapped") is True
+    assert words(after, new, "swapped") == "GPU-a (serial 1650) was here, GPU-x is"
+    assert says(learn(after, new)[0], new, "swapped") is False
+
+
 def test_a_gpu_with_less_memory_than_it_had() -> None:
     whole, half = (node(a=board(memory_total=size)) for size in (79.6, 39.8))
     had = known(whole)

@@ -245,6 +245,26 @@ def test_a_process_that_outlives_its_job_is_told_with_whose_it_is_until_it_ends(
     daemon.wait_for("ok")
 
 
+def test_a_gpu_that_was_swapped_while_the_node_was_off_is_on_record(
+    daemon: Daemon, controller: Controller
+) -> None:
+    daemon.start()
+    daemon.wait_for("ok")
+    daemon.kill(signal.SIGTERM)
+    facts = daemon.machine.folder / "machine.json"
+    old = json.loads(facts.read_text())["gpus"][1]
+    facts.write_text(facts.read_text().replace(old["uuid"], "GPU-other").replace(old["serial"], "1660"))
+    daemon.machine.clear()
+    (daemon.machine.folder / "proc/sys/kernel/random/boot_id").write_text("another boot\n")
+    daemon.start()
+    wait(lambda: "GPU_DRIFT" in controller.codes)
+    found = next(one for report in controller.reports for one in report.opened)
+    assert (found.device, found.severity, found.job) == ("0000:2a:00.0", Severity.WARNING, Urgency.NONE)
+    assert found.evidence == f"{old['uuid']} (serial {old['serial']}) was here, GPU-other is"
+    assert (found.hardware["uuid"], found.hardware["serial"]) == ("GPU-other", "1660")
+    assert controller.codes.count("GPU_DRIFT") == 1
+
+
 def test_a_hung_driver_is_a_finding_and_not_a_hung_daemon(daemon: Daemon, controller: Controller) -> None:
     daemon.machine.inject("driver-hang")
     daemon.start()

@@ -2,8 +2,9 @@
 
 Of each GPU, by PCI address: `uuid`, `minor`, `boot` (when they were learned), `ecc` (uncorrected errors at
 first sight), `nvlinks` ("0,1,2": links that were up), `fabric` ("completed" once it was), `generation` and
-`width` (the best that its PCIe link ran at), `model`, `memory` (GiB, the most it had), and what is set on it:
-`driver`, `vbios`, `persistence`, `mig`, `ecc_mode`.
+`width` (the best that its PCIe link ran at), `model`, `serial`, `memory` (GiB, the most it had), and what is
+set on it: `driver`, `vbios`, `persistence`, `mig`, `ecc_mode`. `was`: which GPU it has replaced, until it is
+learned again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from slurm_health.model import Reading, Value
 
 LOAD = 10  # percent: an idle GPU runs its PCIe link slowly to save power
 COMPUTING = 2  # the highest number of a P-state in which GPUs compute
-MAKE = {"gpu.minor": "minor", "gpu.name": "model"}
+MAKE = {"gpu.minor": "minor", "gpu.name": "model", "gpu.serial": "serial"}
 SETTINGS = {
     "gpu.vbios": "vbios",
     "gpu.persistence": "persistence",
@@ -51,6 +52,8 @@ def learn(before: Devices, facts: Devices, sick: set[str], boot: str) -> Learned
         same = known if known and known.get("uuid") == uuid else {}
         new |= _best(seen, same) | _settings(seen, node, same if same.get("boot") == boot else {})
         if known and known.get("uuid") != uuid:
+            serial = f" (serial {known['serial']})" if "serial" in known else ""
+            new["was"] = f"{known.get('uuid')}{serial}"
             notes.append(f"GPU {device} was replaced: {known.get('uuid')} -> {uuid}")
         for other, its in list(gpus.items()):
             if other != device and its.get("uuid") == uuid:
@@ -100,7 +103,7 @@ def expect(
     `gpu.missing`, `gpu.ecc_risen` (errors since first sight), `gpu.ecc_before`; `gpu.nvlink_down`,
     `gpu.nvlink_fewer` (than its like), `gpu.fabric_lost`, `gpu.fabric_incomplete`; `gpu.pcie_slow` (than it
     was) and `gpu.pcie_below` (what board and slot can), under load; `gpu.other_model`, `gpu.memory_share`
-    (percent of what it had); `gpu.drift`.
+    (percent of what it had); `gpu.swapped` (over a reboot, said once) and `gpu.drift`.
     """
     wanted = expectations.gpus
     if facts.get("", {}).get("gpu.driver") != "ok":
@@ -214,6 +217,9 @@ def _make(device: str, seen: Facts, its: Facts, expectations: Expectations) -> I
 def _drift(
     device: str, seen: Facts, its: Facts, like: list[Facts], driver: Value | None
 ) -> Iterator[Reading]:
+    was = its.get("was")
+    swap = f"{was} was here, {its.get('uuid')} is" if was else ""
+    yield Reading("gpu.swapped", device, bool(was), swap)
     words = []
     if its.get("uuid", seen.get("gpu.uuid")) != seen.get("gpu.uuid"):
         words.append(f"another GPU: {its['uuid']} was here, {seen.get('gpu.uuid')} is")
