@@ -93,7 +93,7 @@ class NodeDaemon:
         }
         self.tenants = Tenants(run_dir / "jobs", name, config.slurm.conf, minors)
         self.boards: tuple[Reading, ...] = ()  # NVML's last
-        self.turned_away: set[tuple[int, int]] = set()
+        self.pressing: set[tuple[int, int, bool]] = set()  # runs that the controller must hear of at once
         self.inbox: deque[Callable[[], None]] = deque()
         self.lock = threading.Lock()  # over what `compose` reads from the link's thread
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -231,14 +231,16 @@ class NodeDaemon:
         if self.worker and (report := self.worker.overdue(now)):
             self._report(report)
         refusing = self.verdict.said[0] == "bad"
-        turned_away = {
-            (card.job, card.restarts)
+        pressing = {
+            (card.job, card.restarts, bool(card.ended))
             for card in self.tenants.look(time.time())
-            if card.refused or (card.ended and refusing)
+            if card.refused or refusing
         }
-        if turned_away - self.turned_away:
-            self.link.poke()  # the controller must release the job, or put right what Slurm made of it
-        self.turned_away = turned_away
+        if pressing - self.pressing:
+            # The controller must release a job that was refused, bring back one that slipped in before the
+            # verdict, put right what Slurm made of one that ended.
+            self.link.poke()
+        self.pressing = pressing
 
     def _beat(self, now: float) -> None:
         """Each few seconds: what may wait for so long."""

@@ -304,6 +304,17 @@ def test_a_refusal_that_was_not_refused_is_told_at_once(blind: Daemon, controlle
     assert abs(told.refused - time.time()) < 600
 
 
+def test_a_job_that_slipped_in_before_the_verdict_is_told_at_once(
+    blind: Daemon, controller: Controller
+) -> None:
+    controller.decide(Decision("GPU_XID_79"))
+    blind.start()
+    wait(lambda: blind.verdict.startswith("bad"))
+    uptime = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    (blind.run / "jobs/7.0").write_text(f"job=7\nuid=1000\ngpus=0\nrestarts=0\nuptime={uptime}\n")
+    wait(lambda: [card.job for card in controller.reports[-1].cards] == [7])
+
+
 # -- kills
 
 

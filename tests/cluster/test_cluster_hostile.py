@@ -227,7 +227,7 @@ def test_a_process_that_says_it_is_anothers_is_not(cluster):
     assert [one["ranks"] for one in incident["jobs"]] == [""]
     again = cluster.running("sleep 300", "--gpus=8")
     with seen(cluster, node, its, int(pid.read_text())):  # and on its own
-        code = cluster.xid(node, gpu=its, code=62)
+        code = cluster.xid(node, gpu=its, code=(62, 119))
     requeued_off(cluster, liar, node, code)
     assert (cluster.state(again), cluster.restarts(again)) == ("RUNNING", 0)
     assert (cluster.state(victim), cluster.restarts(victim)) == ("RUNNING", 1)
