@@ -1,6 +1,6 @@
 """Time from a fault to the node daemon's finding, for each class of faults.
 
-    python bench/detect.py [--nodes 32] [--only FAULT,FAULT] [--dir DIR]
+    python bench/detect.py [--nodes 32] [--only FAULT,FAULT] [--dir DIR]     (as root, who may mount)
 
 Each node is a real node daemon with the packaged rules and intervals, over a fake machine of its own; no
 Slurm, no controller. On every node each class is injected once, on a device of its own or on one where it
@@ -12,6 +12,7 @@ its finding. "Of it waited" is what the rule waits by design before it believes 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -21,12 +22,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolog import machine
 from slurm_health import duration, rules
+from slurm_health.host import uptime
+from slurm_health.node import STUCK
 from slurm_health.sandbox.daemon import await_until
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
@@ -34,7 +39,7 @@ from slurm_health.sandbox.sysfs import SWITCHES
 
 FINDING = re.compile(r"(\S+ \S+) (?:WARNING|ERROR) ([A-Z0-9_]+)\(([^)]*)\) ")  # as the daemon logs it
 SPREAD = 60.0  # seconds within which a class is injected
-PATIENCE = 480.0  # seconds after which a fault counts as missed
+PATIENCE = 300.0  # seconds, beyond what its rule waits, after which a fault counts as missed
 SETTLED = 75.0  # seconds until all counters have been seen once, and again
 CONFIG = """\
 controller = "127.0.0.1:1"
@@ -58,16 +63,14 @@ class Class(NamedTuple):
     reading: str
     fault: dict[str, Any]
 
-    def waits(self, book: rules.RuleBook) -> str:
-        """What its rule waits for; what the kernel says it says once."""
-        for rule in book.rules:
-            if (rule.code, rule.reading) == (self.code, self.reading) and not self.reading.startswith(
-                "kernel."
-            ):
-                span, looks = rule.hold or rule.lasts, rule.times
-                words = [duration.short(span)] * bool(span) + [f"{looks} looks"] * (looks > 1)
-                return ", ".join(words) or "-"
-        return "-"
+    def waits(self, book: rules.RuleBook) -> tuple[float, int]:
+        """How long its rule waits (seconds), and for how many looks; what the kernel says it says once."""
+        if self.reading == "probe.stuck":
+            return STUCK, 1
+        for rule in () if self.reading.startswith("kernel.") else book.by_reading[self.reading]:
+            if rule.code == self.code:
+                return rule.hold or rule.lasts, rule.times
+        return 0.0, 1
 
 
 def _class(code: str, device: str, reading: str, fault: str, /, **told: Any) -> Class:
@@ -120,22 +123,43 @@ CLASSES = {
     "disk full": _class("DISK_FULL", "nvme0n1p2", "disk.used", "disk-full"),
     "disk read-only": _class("DISK_READ_ONLY", "dm-0", "disk.locked", "disk-readonly"),
     "disk times out (kernel log)": _class("DISK_ERRORS", "nvme0", "kernel.disk", "disk", text="timeout"),
+    "InfiniBand adapter gone": _class(
+        "IB_DEVICE_MISSING", "mlx5_7/1", "infiniband.missing", "ib-gone", port=7
+    ),
+    "network adapter gone": _class("NIC_MISSING", "eth4", "nic.missing", "nic-gone", port=4),
+    "memory errors, corrected": _class(
+        "MEM_ECC_CORRECTED", "mc0", "memory.corrected", "mem-ecc", code=2000, text="ce"
+    ),
+    "program ended for want of memory (kernel log)": _class("KERNEL_OOM", "", "kernel.oom", "oom"),
+    "process left by a job that ended": _class(
+        "GPU_LEFTOVER_PROCESS", GPU, "gpu.leftover", "job-ended", gpu=7
+    ),
+    "process numbers used up": _class("HOST_PIDS", "", "system.ids", "pids-full"),
+    "clock no longer synchronised": _class("HOST_CLOCK", "", "system.unsynced", "clock-unsynced"),
     "processor stuck (kernel log)": _class("KERNEL_LOCKUP", "", "kernel.lockup", "lockup"),
     "process stuck with a GPU": _class("KERNEL_HUNG_TASK", "", "system.stuck", "task-stuck", gpu=0),
     "service ended": _class("HOST_SERVICE", "munge.service", "system.service", "service-stopped"),
 }
-# What ails all GPUs would hide the rest.
+# What ails all GPUs would hide the rest; so would a probe that hangs.
 DRIVER = (
-    {"driver hangs": _class("GPU_DRIVER_HUNG", "", "gpu.driver", "driver-hang")},
+    {
+        "driver hangs": _class("GPU_DRIVER_HUNG", "", "gpu.driver", "driver-hang"),
+        "files of /sys do not answer": _class("PROBE_STUCK", "memory", "probe.stuck", "sysfs-hang"),
+    },
     {"driver failed": _class("GPU_DRIVER_FAILED", "", "gpu.driver", "driver-failed")},
 )
 
 
 class Node:
-    """A node daemon and its machine."""
+    """A node daemon and its machine, on which a job runs. `hung` is a folder that does not answer."""
 
-    def __init__(self, folder: Path, name: str, library: Path) -> None:
-        self.machine = Machine.build(folder / "machine", name, gpus=8, ports=8, nics=4)
+    def __init__(self, folder: Path, name: str, library: Path, hung: Path) -> None:
+        self.hung = hung
+        self.machine = Machine.build(folder / "machine", name, gpus=8, ports=8, nics=5)
+        self.machine.inject("process", gpu=7, code=4242, text="SLURM_JOB_ID=7")
+        self.card = folder / "run/jobs/7.0"
+        self.card.parent.mkdir(parents=True)
+        self.card.write_text("job=7\nuid=1000\ngpus=7\nrestarts=0\nuptime=1\n")
         self.facts = json.loads((self.machine.folder / "machine.json").read_text())
         (folder / "config.toml").write_text(CONFIG.format(folder=folder, name=name))
         (folder / "key").write_text("0" * 64)
@@ -158,6 +182,20 @@ class Node:
         gpu, port = one.fault.get("gpu", 0), one.fault.get("port", 0)
         return one.device.format(gpu=self.facts["gpus"][gpu]["pci"], port=self.facts["ports"][port])
 
+    def suffer(self, one: Class) -> float:
+        """Have that fault; when it was there (epoch)."""
+        match one.fault["fault"]:
+            case "job-ended":  # as the epilog notes it
+                with self.card.open("a") as card:
+                    card.write(f"ended={uptime():.0f}\n")
+            case "sysfs-hang":
+                controllers = self.machine.folder / "sys/devices/system/edac/mc"
+                controllers.rename(controllers.with_name("answering"))
+                controllers.symlink_to(self.hung)
+            case _:
+                self.machine.inject(**one.fault)
+        return time.time()
+
     def found(self) -> list[re.Match[str]]:
         """The findings that it has logged since the last time."""
         with self.log.open() as file:
@@ -169,18 +207,36 @@ class Node:
         return [told for line in lines if (told := FINDING.match(line))]
 
 
-def measure(nodes: list[Node], wanted: dict[str, Class]) -> tuple[dict[str, list[float]], list[str]]:
+@contextmanager
+def hanging(folder: Path) -> Iterator[Path]:
+    """A folder whose files never answer: FUSE without a server (mount(2), fuse(4))."""
+    folder.mkdir()
+    libc, where = ctypes.CDLL(None, use_errno=True), os.fsencode(folder)
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    try:
+        if libc.mount(b"hung", where, b"fuse", 0, options):
+            raise OSError(ctypes.get_errno(), "mount: only root may")
+        yield folder / "files"
+    finally:
+        os.close(server)  # whoever waits gets an error
+        libc.umount(where)
+
+
+def measure(
+    nodes: list[Node], wanted: dict[str, Class], patience: float
+) -> tuple[dict[str, list[float]], list[str]]:
     """By class the seconds until each fault was found, and every other finding."""
     began = time.monotonic()
     due = sorted((random.uniform(0, SPREAD), number, name) for number in range(len(nodes)) for name in wanted)
     waiting: dict[tuple[int, str, str], tuple[str, float]] = {}  # node, code, device -> class, since when
     took: dict[str, list[float]] = {name: [] for name in wanted}
     other: list[str] = []
-    while (due or waiting) and time.monotonic() - began < PATIENCE:
+    while (due or waiting) and time.monotonic() - began < patience:
         while due and due[0][0] <= time.monotonic() - began:
             _, number, name = due.pop(0)
             node, one = nodes[number], wanted[name]
-            waiting[number, one.code, node.device(one)] = (name, node.machine.inject(**one.fault)["at"])
+            waiting[number, one.code, node.device(one)] = (name, node.suffer(one))
         for number, node in enumerate(nodes):
             for told in node.found():
                 if whose := waiting.pop((number, told[2], told[3]), None):
@@ -200,45 +256,59 @@ def main() -> None:
     parser.add_argument("--only", default="", help="these classes only, by their faults: ib-down,mem-ecc")
     parser.add_argument("--dir", type=Path, default=Path("/tmp/slurm-health-bench"), help="its folder")
     given = parser.parse_args()
-    about, book = machine(), rules.load()
+    book = rules.load()
     only = set(filter(None, given.only.split(",")))
     rounds = [
         {name: one for name, one in classes.items() if not only or one.fault["fault"] in only}
         for classes in (CLASSES, *DRIVER)
     ]
     given.dir.mkdir(parents=True)
+    print(f"{machine()}.\n{given.nodes} injections of each class, on {given.nodes} node daemons.\n")
+    with hanging(given.dir / "hung") as hung:
+        nodes: list[Node] = []
+        try:
+            _rounds(given, nodes, hung, [wanted for wanted in rounds if wanted], book)
+        finally:
+            for node in nodes:
+                node.process.terminate()
+            for node in nodes:
+                node.process.wait(20)
+    shutil.rmtree(given.dir)
+
+
+def _rounds(
+    given: argparse.Namespace,
+    nodes: list[Node],
+    hung: Path,
+    rounds: list[dict[str, Class]],
+    book: rules.RuleBook,
+) -> None:
+    """Measure one after the other, and print each as it ends."""
     library = build(given.dir / "libnvidia-ml.so.1")
-    nodes = []
-    took: dict[str, list[float]] = {}
-    other: list[str] = []
-    try:
-        for number in range(given.nodes):
-            (given.dir / f"n{number}").mkdir()
-            nodes.append(Node(given.dir / f"n{number}", f"n{number}", library))
-        assert await_until(lambda: all(node.ready() for node in nodes), 120), "some node is not ready"
-        for wanted in filter(None, rounds):
-            time.sleep(SETTLED)
-            for node in nodes:
-                node.found()
-            round_took, round_other = measure(nodes, wanted)
-            took |= round_took
-            other += round_other
-            for node in nodes:
-                node.machine.clear()
-    finally:
-        for node in nodes:
-            node.process.terminate()
-        for node in nodes:
-            node.process.wait(20)
-        shutil.rmtree(given.dir)
-    print(f"{about}.\n{given.nodes} injections of each class, on {given.nodes} node daemons.\n")
+    for number in range(given.nodes):
+        (given.dir / f"n{number}").mkdir()
+        nodes.append(Node(given.dir / f"n{number}", f"n{number}", library, hung))
+        assert await_until(nodes[-1].ready, 120), "a node is not ready"
     print("| fault | finding | found | median, s | worst, s | of it waited |")
-    print("| --- | --- | ---: | ---: | ---: | --- |")
-    for name, seconds in took.items():
-        one = {name: one for classes in rounds for name, one in classes.items()}[name]
-        median, worst = (statistics.median(seconds), max(seconds)) if seconds else (float("nan"),) * 2
-        print(f"| {name} | {one.code} | {len(seconds)} | {median:.2f} | {worst:.2f} | {one.waits(book)} |")
-    print(f"\nOther findings: {len(other)}.")
+    print("| --- | --- | ---: | ---: | ---: | --- |", flush=True)
+    other: list[str] = []
+    for wanted in rounds:
+        time.sleep(SETTLED)
+        for node in nodes:
+            other += [told.string.rstrip() for told in node.found()]
+        waits = {name: one.waits(book) for name, one in wanted.items()}
+        took, others = measure(nodes, wanted, PATIENCE + max(span for span, _ in waits.values()))
+        other += others
+        for name, seconds in took.items():
+            median, worst = (statistics.median(seconds), max(seconds)) if seconds else (float("nan"),) * 2
+            span, looks = waits[name]
+            waited = [duration.short(span)] * bool(span) + [f"{looks} looks"] * (looks > 1)
+            row = f"{name} | {wanted[name].code} | {len(seconds)} | {median:.2f} | {worst:.2f}"
+            print(f"| {row} | {', '.join(waited) or '-'} |", flush=True)
+        for node in nodes:
+            node.machine.clear()
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    print(f"\nOther findings: {len(other)}. Load average at the end: {load}.")
     for line in other[:10]:
         print(f"    {line}")
 

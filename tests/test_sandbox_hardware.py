@@ -244,6 +244,23 @@ def test_what_cannot_be_injected_is_said(machine, fault, told, words):
     assert [read(machine, name) for name in ("nvml", "dev/kmsg", "machine.json")] == before
 
 
+def test_what_is_gone_cannot_break_until_it_is_cleared(machine):
+    for kind in ("ib", "nic"):
+        machine.inject(f"{kind}-gone", port=1)
+        with pytest.raises(SandboxError, match="port 1 of n1 is gone: clear n1 first"):
+            machine.inject(f"{kind}-down", port=1)
+        machine.inject(f"{kind}-down", port=0)
+    machine.clear()
+    assert read(machine, "sys/class/infiniband/mlx5_1/ports/1/state").strip() == "4: ACTIVE"
+    assert read(machine, "sys/class/net/eth1/carrier").strip() == "1"
+
+
+def test_a_stuck_task_and_used_up_process_numbers_show_together(machine):
+    machine.inject("task-stuck", gpu=0)
+    machine.inject("pids-full")
+    assert read(machine, "proc/loadavg").split() == ["1.12", "0.10", "0.09", "2/4100000", "20411"]
+
+
 def test_every_fault_can_be_injected_twice_and_cleared(machine):
     told = {"gpu": 1, "port": 1, "code": 79, "text": "nvmlDeviceGetName"}
     for name, fault in FAULTS.items():

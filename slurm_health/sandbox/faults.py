@@ -90,6 +90,8 @@ FAULTS: dict[str, Fault] = {
         _fault("clock-unsynced", "", "nobody sets the clock"),
         _fault("service-stopped", "", "a service has ended (text: which, munge)"),
         _fault("task-stuck", "gpu", "a process that holds the GPU waits in the kernel for ever"),
+        _fault("ib-gone", "port", "an InfiniBand adapter is gone, from PCI too"),
+        _fault("nic-gone", "port", "an Ethernet adapter is gone, from PCI too"),
         _fault("kmsg", "text", "a line of the kernel's own in the kernel log"),
         _fault("user-kmsg", "text", "the same written by a program (/dev/kmsg marks it as not the kernel's)"),
     )

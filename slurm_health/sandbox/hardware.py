@@ -84,7 +84,7 @@ class Machine:
         with self._changing() as facts:
             cleared, facts["faults"] = facts["faults"], []
             self._write_nvml(facts)
-            for fault in cleared:
+            for fault in reversed(cleared):
                 self._heal(facts, fault)
             return {"cleared": [fault["fault"] for fault in cleared], "at": time.time()}
 
@@ -105,8 +105,9 @@ class Machine:
             case "gpu-off-bus":
                 self._write_nvml(facts)
                 self._say_xid(facts, fault["gpu"], 79)
-            case "gpu-gone":
-                sysfs.link_pci(self.folder, facts["gpus"][fault["gpu"]]["pci"]).unlink()
+            case "gpu-gone" | "ib-gone" | "nic-gone":
+                for path in self._listed(facts, fault):
+                    path.unlink()
                 self._write_nvml(facts)
             case "ib-down":
                 port = self._ib(fault["port"])
@@ -152,11 +153,12 @@ class Machine:
                     if (other["fault"], other.get("port")) == (fault["fault"], fault["port"])
                 )
                 self._put(self._adapter(fault["port"]) / f"aer_dev_{name}", sysfs.errors(name, many))
-            case _ if not self._break_host(fault):
+            case _ if not self._break_host(facts, fault):
                 self._write_nvml(facts)
 
-    def _break_host(self, fault: dict[str, Any]) -> bool:
+    def _break_host(self, facts: dict[str, Any], fault: dict[str, Any]) -> bool:
         """Whether it was a fault of the host's."""
+        standing = {other["fault"] for other in facts["faults"]}
         match fault["fault"]:
             case "mem-ecc":
                 controller = self.folder / "sys/devices/system/edac/mc/mc0"
@@ -174,13 +176,13 @@ class Machine:
                 line = sysfs.SCRATCH.replace(" rw,", " ro,")
                 self._put(self.folder / "proc/1/mounts", sysfs.MOUNTS.replace(sysfs.SCRATCH, line))
             case "pids-full":
-                self._put(self.folder / "proc/loadavg", sysfs.LOAD.replace("/1873", "/4100000"))
+                self._put(self.folder / "proc/loadavg", sysfs.load("task-stuck" in standing, full=True))
             case "clock-unsynced":
                 self._put(self.folder / "adjtimex", "5")  # TIME_ERROR
             case "service-stopped":
                 self._put(self._service(fault), sysfs.STOPPED)
             case "task-stuck":
-                self._put(self.folder / "proc/loadavg", sysfs.LOAD.replace("0.12", "1.12"))
+                self._put(self.folder / "proc/loadavg", sysfs.load(True, "pids-full" in standing))
                 sysfs.task(self.folder, fault["gpu"])
             case _:
                 return False
@@ -202,8 +204,8 @@ class Machine:
                 self._put(net / "speed", str(sysfs.SPEED))
                 self._put(net / "operstate", "up")
                 self._put(net / "carrier", "1")
-            case "gpu-gone":
-                sysfs.link_pci(self.folder, facts["gpus"][fault["gpu"]]["pci"])
+            case "gpu-gone" | "ib-gone" | "nic-gone":
+                self._listed(facts, fault)
             case "process":
                 self._end(fault["code"])
             case "ib-pcie-degraded":
@@ -215,7 +217,7 @@ class Machine:
             case "disk-readonly":
                 self._put(self.folder / "proc/1/mounts", sysfs.MOUNTS)
             case "pids-full" | "task-stuck":
-                self._put(self.folder / "proc/loadavg", sysfs.LOAD)
+                self._put(self.folder / "proc/loadavg", sysfs.load())
                 shutil.rmtree(self.folder / "proc" / sysfs.TASK, ignore_errors=True)
             case "clock-unsynced":
                 self._put(self.folder / "adjtimex", "0")
@@ -349,6 +351,19 @@ class Machine:
     def _count(self, path: Path, by: int = 1) -> None:
         self._put(path, str(int(path.read_text()) + by))
 
+    def _listed(self, facts: dict[str, Any], fault: dict[str, Any]) -> list[Path]:
+        """Where the device that is gone, or is here again, stands in sys/."""
+        port = fault.get("port", 0)
+        match fault["fault"]:
+            case "gpu-gone":
+                return sysfs.link_pci(self.folder, facts["gpus"][fault["gpu"]]["pci"])
+            case "ib-gone":
+                return sysfs.link_pci(
+                    self.folder, facts["ports"][port], f"infiniband/mlx5_{port}", f"net/ib{port}"
+                )
+            case _:
+                return sysfs.link_pci(self.folder, facts["nics"][port], f"net/eth{port}")
+
     def _ib(self, number: int) -> Path:
         return self.folder / f"sys/class/infiniband/mlx5_{number}/ports/1"
 
@@ -371,6 +386,9 @@ def _check_numbers(facts: dict[str, Any], fault: str, gpu: int | None, port: int
         raise SandboxError(f"there is no GPU {gpu} on {name}, it has {_span(len(facts['gpus']))}")
     if port is not None and not 0 <= port < len(facts[kind]):
         raise SandboxError(f"there is no port {port} on {name}, for {fault} it has {_span(len(facts[kind]))}")
+    gone = "nic-gone" if kind == "nics" else "ib-gone"
+    if fault != gone and (gone, port) in [(one["fault"], one.get("port")) for one in facts["faults"]]:
+        raise SandboxError(f"port {port} of {name} is gone: clear {name} first")
     if fault == "sxid" and not facts["gpus"]:
         raise SandboxError(f"there is no NVSwitch on {name}: it has no GPUs")
 

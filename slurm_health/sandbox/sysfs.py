@@ -29,7 +29,6 @@ SPEED = 100_000  # Mb/s
 GEN4, GEN5 = "16.0 GT/s PCIe", "32.0 GT/s PCIe"
 WIDTH = "16"
 MEMORY = 2_113_523_168  # KiB
-LOAD = "0.12 0.10 0.09 2/1873 20411"
 RUNNING, STOPPED = "populated 1\nfrozen 0", "populated 0\nfrozen 0"
 TASK = "20411"
 SERVICES = ("munge", "nvidia-fabricmanager", "slurmd")
@@ -156,12 +155,15 @@ def build(root: Path, name: str, machine: dict[str, Any]) -> None:
     _net(root, "veth3f2a1c0", None, speed="10000")
 
 
-def link_pci(root: Path, pci: str) -> Path:
-    """Where a PCI device is listed, listed there if it was not."""
-    path = root / "sys/bus/pci/devices" / pci
-    if not path.is_symlink():
-        path.symlink_to(f"../../../devices/{_home(pci)}")
-    return path
+def link_pci(root: Path, pci: str, *parts: str) -> list[Path]:
+    """Where a PCI device and its parts ("net/eth0") are listed, listed there if they were not."""
+    home = f"devices/{_home(pci)}"
+    links = {root / "sys/bus/pci/devices" / pci: f"../../../{home}"}
+    links |= {root / "sys/class" / part: f"../../{home}/{part}" for part in parts}
+    for path, target in links.items():
+        if not path.is_symlink():
+            path.symlink_to(target)
+    return list(links)
 
 
 def errors(name: str, count: int) -> str:
@@ -172,6 +174,11 @@ def errors(name: str, count: int) -> str:
 def memory(kib: int = MEMORY) -> str:
     """What /proc/meminfo shows."""
     return f"MemTotal:       {kib} kB\nMemFree:        {kib // 2} kB"
+
+
+def load(waiting: bool = False, full: bool = False) -> str:
+    """What /proc/loadavg shows, with a task that waits in the kernel, with hardly a process number left."""
+    return f"{1.12 if waiting else 0.12} 0.10 0.09 2/{4_100_000 if full else 1873} 20411"
 
 
 def task(root: Path, gpu: int) -> None:
@@ -191,7 +198,7 @@ def task(root: Path, gpu: int) -> None:
 
 def _host(root: Path) -> None:
     """Memory, disks, load, services, the clock."""
-    _tree(root / "proc", {"meminfo": memory(), "loadavg": LOAD, "1/mounts": MOUNTS})
+    _tree(root / "proc", {"meminfo": memory(), "loadavg": load(), "1/mounts": MOUNTS})
     _tree(root, {"statvfs": STATVFS, "adjtimex": "0"})
     (root / "dev/mapper/vg0-scratch").symlink_to("../dm-0")
     for controller in range(2):
@@ -272,7 +279,7 @@ def _infiniband(root: Path, number: int, pci: str, host: str) -> None:
         },
     )
     (root / "sys" / home / "device").symlink_to(f"../../../{pci}")
-    (root / f"sys/class/infiniband/{name}").symlink_to(f"../../{home}")
+    link_pci(root, pci, f"infiniband/{name}")
     # IP over InfiniBand, there but not set up, as on hosts that use the fabric for RDMA only.
     _net(
         root,
@@ -325,7 +332,9 @@ def _net(
     )
     if pci:
         (root / "sys" / home / "device").symlink_to(f"../../../{pci}")
-    (root / f"sys/class/net/{name}").symlink_to(f"../../{home}")
+        link_pci(root, pci, f"net/{name}")
+    else:
+        (root / f"sys/class/net/{name}").symlink_to(f"../../{home}")
 
 
 def _address(buses: tuple[int, ...], number: int, taken: set[str]) -> str:
