@@ -501,6 +501,18 @@ def misses_nodes(victim: Victim, job: Job, now: float) -> bool:
     return back and job.reason.startswith(MISSING)
 
 
+def ways_on(job: Job, gone: int) -> str:
+    """What its owner can do for a job that misses so many of its nodes. Slurm's reason tells not always by
+    what it asked for them."""
+    update = f"`scontrol update jobid={job.label}"
+    ways = ["it runs when they serve again"]
+    if job.reason.startswith("ReqNodeNotAvail"):
+        ways.append(f"where it names them (-w), {update} ReqNodeList=` lets it go elsewhere")
+    if 0 < gone < job.size and not job.het:
+        ways.append(f"{update} NumNodes={job.size - gone}` has it run on fewer than its {job.size}")
+    return "; ".join(ways)
+
+
 def renewed(dependency: str, victim: Victim) -> str:
     """What a job shall wait for anew that waits for ever because this one had failed (squeue's Dependency);
     "" where it does for another's failure, too: who no longer stands in Slurm's memory counts as fulfilled.

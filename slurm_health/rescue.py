@@ -467,9 +467,10 @@ class Rescue:
             return
         if now - self.missing.setdefault(victim.id, now) < MISSING:
             return
-        why = f"waits for nodes that are out of service: {job.reason}"
-        update = f"scontrol update jobid={victim.label} ReqNodeList="
-        hint = f"where it names them (-w), `{update}` lets it go elsewhere"
+        gone = self.turns.had.get(victim.id, frozenset({victim.node})) & self.out
+        such = f", such as {NodeSet.fromlist(sorted(gone))}" if gone else ""
+        why = f"waits for nodes that are out of service{such}: {job.reason}"
+        hint = policy.ways_on(job, len(gone))
         with self.ledger.together():
             self.ledger.victim(victim.id, outcome=f"{why}; {hint}")
             what = f"job {victim.label} of uid {victim.uid} {why}"

@@ -851,6 +851,50 @@ def test_a_refusal_that_crossed_a_resume_is_undone(refused: float, expected: boo
     assert policy.judge(somebody, faults, policy.Drained(), (), Outlook("requeue"), True).do is Do.NOTHING
 
 
+# -- nodes that it misses
+
+
+def waiting(**changes: Any) -> Job:
+    return replace(job("PENDING", restarts=1, reason="ReqNodeNotAvail, UnavailableNodes:n2"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"reason": "Nodes required for job are DOWN, DRAINED or reserved for jobs"}, True),
+        ({"reason": "Resources"}, False),
+        ({"begins": T + 120}, False),  # Slurm has it wait first
+        ({"restarts": 0}, False),  # it has not been requeued yet
+        ({"state": "RUNNING"}, False),
+    ],
+)
+def test_who_misses_nodes(changes: dict[str, Any], expected: bool) -> None:
+    assert policy.misses_nodes(victim(requeued=T + 0.5), waiting(**changes), T + 3) is expected
+
+
+ELSEWHERE = "where it names them (-w), `scontrol update jobid=7 ReqNodeList=` lets it go elsewhere"
+FEWER = "`scontrol update jobid=7 NumNodes=3` has it run on fewer than its 4"
+
+
+@pytest.mark.parametrize(
+    ("gone", "changes", "expected"),
+    [
+        (1, {}, [ELSEWHERE]),
+        (1, {"size": 4}, [ELSEWHERE, FEWER]),
+        (1, {"size": 4, "reason": "Nodes required for job are DOWN"}, [FEWER]),
+        (4, {"size": 4}, [ELSEWHERE]),
+        (0, {"size": 4}, [ELSEWHERE]),  # which they are is not known
+        (1, {"size": 4, "het": True}, [ELSEWHERE]),  # of one component only
+    ],
+)
+def test_what_can_be_done_for_a_job_that_misses_nodes(
+    gone: int, changes: dict[str, Any], expected: list[str]
+) -> None:
+    said = policy.ways_on(waiting(**changes), gone)
+    assert said == "; ".join(["it runs when they serve again", *expected])
+
+
 # -- its place in the queue
 
 

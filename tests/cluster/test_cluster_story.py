@@ -5,13 +5,14 @@ import json
 import time
 
 import pytest
-from conftest import OF_NOBODY
+from conftest import NOBODY, OF_NOBODY
 from receivers import webhook
 from test_cluster_access import as_nobody
 from test_cluster_checkpoint import DOOMED
 
 pytestmark = pytest.mark.cluster
 
+BY_NOBODY = ("setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups")
 SAVES = """
 save() { scontrol update jobid=$SLURM_JOB_ID comment="slurm-health: signal=USR1@60 saved=$(date +%s.%N)"; }
 trap 'save; exit 1' USR1
@@ -60,6 +61,26 @@ def test_one_that_says_nothing_is_told_what_it_lost_at_most(cluster):
     assert as_nobody(cluster, "job", other).stdout == f"no incident touched job {other}, or it is not yours\n"
 
 
+def test_a_job_that_needs_more_nodes_than_are_left_is_told(cluster):
+    job = cluster.running("sleep 300", "-N4", "--gpus-per-node=8", *OF_NOBODY)
+    cluster.xid("n2")
+    why = "waits for nodes that are out of service, such as n2: "
+    cluster.incident(lambda one: any(why in job["outcome"] for job in one["jobs"]), node="n2")
+    fewer = f"scontrol update jobid={job} NumNodes=3"
+    told = as_nobody(cluster, "job", job).stdout
+    assert f"now       {why}" in told
+    assert f"`{fewer}` has it run on fewer than its 4" in told
+    note = cluster.ask("squeue", "-h", "-j", job, "-O", "admin_comment:1000")
+    assert why in note
+    assert fewer in note
+    assert f"job {job}: {why}" in cluster.log("ctld/controller.out")
+    cluster.running("sleep 300")  # who needs fewer runs meanwhile
+    cluster.ask(*BY_NOBODY, *fewer.split())
+    cluster.ran_again(node="n2")
+    assert cluster.nodes_of(job) == ("n1", "n3", "n4")
+    assert "; requeued, runs again on n[1,3-4] after " in cluster.output(job)
+
+
 def test_a_job_that_asks_for_its_broken_node_by_name_is_told(cluster):
     """It waits for ever, and lets others run meanwhile; its owner can let it go elsewhere."""
     with (
@@ -68,7 +89,7 @@ def test_a_job_that_asks_for_its_broken_node_by_name_is_told(cluster):
     ):
         job = cluster.running("sleep 300", "--gpus=8", "--nodelist=n2", *OF_NOBODY)
         cluster.xid("n2")
-        why = "waits for nodes that are out of service: ReqNodeNotAvail"
+        why = "waits for nodes that are out of service, such as n2: ReqNodeNotAvail"
         incident = cluster.incident(lambda one: any(why in job["outcome"] for job in one["jobs"]), node="n2")
         assert [one["settled"] for one in incident["jobs"]] == [None]
         told = as_nobody(cluster, "job", job).stdout
