@@ -5,6 +5,10 @@ import socket
 
 import pytest
 from receivers import mail_host, webhook
+from test_cluster_dead_node import PATIENCE, kill_host, reported, slurm_with, start_host
+from test_cluster_fence import stuck
+
+from slurm_health.fence import LOSES
 
 pytestmark = pytest.mark.cluster
 
@@ -89,3 +93,54 @@ def test_messengers_that_are_dead_hold_up_nothing_and_nothing_is_lost(cluster, d
             cluster.until(lambda: sorted(events(hook)), sorted(told), 120)
             cluster.until(lambda: lines(host), 3, 120)
         assert cluster.health_json("status")["notify"] == {}
+
+
+def test_a_node_that_falls_silent_with_its_job(cluster):
+    """As a warning, where the site wants those, and what became of the job."""
+    warnings = 'events = ["incident", "ran"]\nseverity = "warning"\n'
+    with (
+        webhook() as hook,
+        mail_host() as host,
+        cluster.configured(site(hook.port, host.port) + warnings),
+        slurm_with(cluster, "SlurmdTimeout=10"),
+    ):
+        job = cluster.running("sleep 300", "--gpus=8")
+        [node] = cluster.nodes_of(job)
+        reported(cluster, node)
+        kill_host(cluster, node)
+        told = cluster.until(lambda: events(hook), lambda seen: seen and seen[-1][0] == "ran", PATIENCE)
+        assert told == [("incident", node, ""), ("incident", node, ""), ("ran", node, job)]
+        texts = [one["text"] for _, _, said in hook.taken for one in said["events"]]
+        assert texts[1] == f"{node}: NODE_SILENT() the node's daemon has not reported to the controller"
+        cluster.until(lambda: lines(host), 3)
+        cluster.ran_again(code="NODE_SILENT")
+        start_host(cluster, node)
+        cluster.until(lambda: cluster.node_state(node), "idle")
+
+
+def test_a_job_that_is_stuck_on_a_dead_node_and_what_is_done_about_it(cluster):
+    fence = '[fence]\ncommand = ["/bin/true", "{node}"]\nafter = "1s"'
+    with (
+        webhook() as hook,
+        mail_host() as host,
+        cluster.configured(site(hook.port, host.port) + fence),
+    ):
+        job, node = stuck(cluster, "--gpus=8")
+        stays = f"job {job} is stuck on {node}, which is not set DOWN: {LOSES}"
+        fault = cluster.incident(node=node)
+        words = f"{fault['code']}({fault['device']}) {fault['text']}"
+        off = f"{node} is off and set DOWN, to let its job go: {words}"
+        last = ("help", job, stays) if cluster.site.loses_gpus else ("drain", "", off)
+
+        def told():
+            return [
+                (one["event"], one["job"], one["text"]) for _, _, said in hook.taken for one in said["events"]
+            ]
+
+        cluster.until(lambda: last in told(), True)
+        cluster.until(lambda: lines(host) >= len(told()), True)
+        if cluster.site.loses_gpus:
+            cluster.restart(f"slurmd:{node}", signal.SIGKILL)
+        assert [one["outcome"] for one in cluster.ran_again()["jobs"]] == ["runs again"]
+        assert len([one for one in told() if one == last]) == 1
+        cluster.thaw(f"slurmd:{node}")
