@@ -10,18 +10,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ClusterShell.NodeSet import NodeSet
 from ClusterShell.RangeSet import RangeSet
 
-from slurm_health import policy, wishes
+from slurm_health import policy
 from slurm_health.config import Config
 from slurm_health.fence import Fence
-from slurm_health.ledger import NO_ANSWER, Ledger
+from slurm_health.ledger import Ledger
 from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim, Wish
 from slurm_health.outage import Outage
+from slurm_health.owner import Owner
 from slurm_health.place import Place
 from slurm_health.slurm import Rejected, Site, Slurm, SlurmError
 from slurm_health.turns import Turns
@@ -33,7 +34,6 @@ HOT = 0.1  # seconds between looks at a job that is about to change
 REFUSAL = 600.0  # seconds in which a job that our prolog turned away is looked for
 REFUSALS = 3  # times that Slurm may reject the requeue of one job before it is given up
 MISSING = 10.0  # seconds that a job lacks nodes before that is told
-COMMENT = 1000  # characters of AdminComment that we let grow
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +57,11 @@ class Rescue:
         self.place = Place(config, ledger, slurm)
         self.fence = Fence(config, ledger, slurm, outage)
         self.changed = asyncio.Event()
+        self.owner = Owner(config, ledger, slurm)
         self.turns = Turns()
         self.site: Site | None = None
         self.site_trouble = ""
-        wanted = config.requeue
-        self.wish = Wish(  # of a job whose owner said nothing
-            wanted.budget,
-            wanted.signal.replace("none", ""),
-            wanted.grace,
-            wanted.steps,
-            Urgency(wanted.unasked),
-        )
         self.missing: dict[int, float] = {}  # victim -> since when it misses nodes
-        self.corrected: set[int] = set()  # victims whose owners were told what is wrong with their words
 
     def wake(self) -> None:
         """There may be a next step for a job."""
@@ -189,7 +181,7 @@ class Rescue:
             self.changed.clear()
             with self.outage.survived("jobs"):
                 await self.learn_site()
-                victims = await self._listen(self.ledger.pending_victims())
+                victims = await self.owner.listen(self.ledger.pending_victims())
                 self._forget(victims)
                 jobs = await self.slurm.jobs(victim.job for victim in victims)
                 if victims:
@@ -198,18 +190,6 @@ class Rescue:
                     wait = HOT
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), wait)
-
-    async def _listen(self, victims: list[Victim]) -> list[Victim]:
-        """The victims, each with what its owner wrote for us: asked of Slurm once, and kept."""
-        new = [one for one in victims if one.comment is None]
-        if not new:
-            return victims
-        said = await self.slurm.comments(one.job for one in new)
-        heard = {one.id: wishes.ours(said.get(one.job, "")) for one in new}
-        with self.ledger.together():
-            for number, comment in heard.items():
-                self.ledger.victim(number, comment=comment, saved=wishes.saved(comment))
-        return [replace(one, comment=heard.get(one.id, one.comment)) for one in victims]
 
     async def learn_site(self) -> None:
         """Ask Slurm once what does not change. Nothing waits for it: what is safe for every release holds."""
@@ -229,7 +209,7 @@ class Rescue:
         """What was remembered of jobs whose story has ended."""
         known = {one.id for one in victims}
         self.turns.forget(known, time.time())
-        self.corrected &= known
+        self.owner.corrected &= known
         self.missing = {number: since for number, since in self.missing.items() if number in known}
 
     async def _treat_all(self, victims: Iterable[Victim], jobs: Mapping[int, Job]) -> bool:
@@ -246,28 +226,10 @@ class Rescue:
     async def _treat(self, victim: Victim, job: Job | None, paused: Callable[[str], bool]) -> bool:
         """One step for one job; whether to look again soon."""
         now = time.time()
-        wish = await self._wish(victim, job)
-        if job and job.restarts > victim.restarts:
-            # Requeued, and not noted: by us before a crash, or by Slurm after our prolog's refusal.
-            for kind in ("requeue", "hold"):
-                if not self.ledger.unsettled(kind, victim.label):
-                    continue  # each tenth of a second: no writer's lock for nothing
-                why = self.suspect(victim.job) or self.spent(victim, wish)
-                with self.ledger.together():
-                    done = self.ledger.conclude(kind, victim.label, now, f"restarts={victim.restarts}")
-                    if done:
-                        self.ledger.victim(victim.id, requeued=victim.requeued or now)
-                        if kind == "hold":
-                            self._notice_held(victim, f"held: it {why}")
-                if done:
-                    await self._comfort(victim)
-                    if kind == "hold":
-                        await self._held(victim, why)
-                    return True
-            if victim.signalled and not victim.requeued:  # by itself, as many scripts do
-                self.ledger.victim(victim.id, requeued=now)
-                await self._brief(victim)
-                return True
+        wish = await self.owner.wish(victim, job)
+        again = job is not None and job.restarts > victim.restarts
+        if again and await self._catch_up(victim, wish, now):
+            return True
         if victim.signalled and self.ledger.unsettled("signal", victim.label):
             self.ledger.conclude("signal", victim.label, now)
         may = victim.node in self.out and self.config.mode == "requeue" and not paused(victim.node)
@@ -277,61 +239,63 @@ class Rescue:
             start = policy.earliest(victim, job, self.turns.left.get(victim.id, 0.0), self.forgets_slowly)
             if job.completing and may:
                 self.fence.hear(victim, job, now)
+            if not victim.outcome:
+                await self._miss(victim, job, now)
         if job is None or (job.size > 1 and not policy.keeps(victim, job, now)):
             await self.place.let_go(victim)
-        if job and not victim.outcome:
-            await self._miss(victim, job, now)
         expedites = self.site is not None and self.site.expedites
         step = policy.treat(victim, job, wish, may, now, start, self.place.first, expedites)
-        if job and job.restarts > victim.restarts and policy.runs(job) and not victim.running:
+        if job and again and policy.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
             self.turns.done(victim, now)
+        if isinstance(step, policy.Wait):
+            return step.hot
+        if isinstance(step, policy.Settle):
+            await self._end(victim, job, step)
+            return False
+        assert job
         match step:
-            case policy.Wait():
-                return step.hot
-            case policy.Settle():
-                if step.outcome.startswith("held"):
-                    self._notice_held(victim, step.outcome)
-                if job and step.tell:
-                    await self._tell(victim, job, f"{self._cause(victim)}; not requeued: {step.outcome}")
-                await self._settle(victim, step.outcome)
-                return False
-            case policy.Lift():
-                await self.place.lift(victim)
-                return True
+            case policy.Signal():
+                await self._signal(victim, job, step, wish.grace)
+            case policy.Requeue():
+                hold = self.suspect(victim.job) or self.spent(victim, wish)
+                await self._requeue(victim, job, replace(step, hold=hold))
             case policy.Adopt():
                 self.ledger.victim(victim.id, requeued=now)
                 log.warning("job %s: Slurm has requeued it off %s, expedited", victim.label, victim.node)
-                return True
+            case policy.Release():
+                await self._release(victim, job)
+            case policy.Lift():
+                await self.place.lift(victim)
+            case policy.StartNow():
+                await self._start(victim, job)
             case policy.Ran():
-                assert job
                 await self._ran(victim, job)
-                return False
-            case policy.StartNow() if job and job.size > 1 and self.forgets_slowly:
-                if not self.turns.free(victim):
-                    await self.place.let_go(victim)  # they are whose turn it is
-                    return True
-                self.turns.take(victim, now)
-                return await self._move(victim, job, step)
-            case policy.Signal():
-                assert job
-                return await self._signal(victim, job, step, wish.grace)
-            case policy.Requeue() if job and (why := self.suspect(victim.job) or self.spent(victim, wish)):
-                return await self._move(victim, job, replace(step, hold=why))
-            case _:
-                assert job
-                return await self._move(victim, job, step)
+        return not isinstance(step, policy.Ran)
 
-    async def _wish(self, victim: Victim, job: Job | None) -> Wish:
-        """What is wanted for the job. What we cannot make out its owner is told once."""
-        wanted = self.config.requeue
-        words = f"{victim.comment or ''}; {wishes.MARK} {victim.asked}"  # options overrule the comment
-        wish, why = wishes.read(words, self.wish, wanted.budget_max, wanted.grace_max)
-        if why and job and victim.id not in self.corrected:
-            self.corrected.add(victim.id)
-            if await self._annotate(victim, f"slurm-health: {why}"):
-                await self._tell(victim, job, f"slurm-health: {why}")
-        return wish
+    async def _catch_up(self, victim: Victim, wish: Wish, now: float) -> bool:
+        """Note a requeue that is done and not noted: by us before a crash, or by itself, as many scripts do,
+        after our signal. Whether there was one."""
+        for kind in ("requeue", "hold"):
+            if not self.ledger.unsettled(kind, victim.label):
+                continue  # each tenth of a second: no writer's lock for nothing
+            why = self.suspect(victim.job) or self.spent(victim, wish)
+            with self.ledger.together():
+                done = self.ledger.conclude(kind, victim.label, now, f"restarts={victim.restarts}")
+                if done:
+                    self.ledger.victim(victim.id, requeued=victim.requeued or now)
+                    if kind == "hold":
+                        self._notice_held(victim, f"held: it {why}")
+            if done:
+                await self._comfort(victim)
+                if kind == "hold":
+                    await self._held(victim, why)
+                return True
+        if victim.signalled and not victim.requeued:
+            self.ledger.victim(victim.id, requeued=now)
+            await self.owner.brief(victim)
+            return True
+        return False
 
     def spent(self, victim: Victim, wish: Wish) -> str:
         """Why a job may not be requeued once more; "" when it may."""
@@ -340,10 +304,10 @@ class Rescue:
             return ""
         return f"was requeued {many} times for faults already, and {wish.requeue} are allowed"
 
-    async def _signal(self, victim: Victim, job: Job, step: policy.Signal, grace: float) -> bool:
+    async def _signal(self, victim: Victim, job: Job, step: policy.Signal, grace: float) -> None:
         """Have a job save its work. Once: what is written down before is that it was signalled."""
         what = f"SIG{step.name} now, and is requeued in {grace:g} s if it has not ended"
-        await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} gets {what}")
+        await self.owner.tell(victim, job, f"job {victim.label} gets {what}")
         now = time.time()
         with self.ledger.together():
             detail = f"restarts={job.restarts} {step.name} steps={step.steps}"
@@ -354,77 +318,75 @@ class Rescue:
             outcome = "done"
         except Rejected as error:
             outcome = f"not done: {error}"
-        except SlurmError:
-            self.ledger.settle(action, NO_ANSWER, time.time())
-            raise
         self.ledger.settle(action, outcome, time.time())
         log.warning("job %s: signal %s: %s", victim.label, step.name, outcome)
-        return True
 
-    async def _move(self, victim: Victim, job: Job, step: policy.Step) -> bool:
-        """Requeue, release or start a job, written down before and after."""
-        kind = {policy.Requeue: "requeue", policy.Release: "release", policy.StartNow: "start"}[type(step)]
-        hold = step.hold if isinstance(step, policy.Requeue) else ""
-        if hold:
-            kind = "hold"
-        if isinstance(step, policy.Requeue) and step.incomplete:
-            what = f"is held: it {hold}" if hold else "is requeued"
-            await self._tell(victim, job, f"{self._cause(victim)}; job {victim.label} {what}")
-            if not hold:
+    async def _requeue(self, victim: Victim, job: Job, step: policy.Requeue) -> None:
+        if step.incomplete:
+            what = f"is held: it {step.hold}" if step.hold else "is requeued"
+            await self.owner.tell(victim, job, f"job {victim.label} {what}")
+            if not step.hold:
                 await self.place.keep(victim, job, self.out)
-        detail = f"restarts={job.restarts}"
+        kind, hold = ("hold" if step.hold else "requeue"), bool(step.hold)
+        action = await self._act(
+            victim, job, kind, lambda: self.slurm.requeue(victim.label, step.incomplete, hold)
+        )
+        if not action:
+            return
+        after = (await self.slurm.jobs([job.id])).get(job.id)
+        if after is None or after.restarts <= job.restarts:
+            self.ledger.settle(action, "not done: it had ended", time.time())
+            return
+        if not step.incomplete:
+            await self._comfort(victim)
+        tries = victim.tries + (job.restarts > victim.restarts)  # its launch had failed
+        with self.ledger.together():
+            self._done(victim, action, requeued=time.time(), started=0.0, running=0.0, tries=tries)
+            if hold:
+                self._notice_held(victim, f"held: it {step.hold}")
+        log.warning("job %s: requeued off %s", victim.label, victim.node)
+        await self.owner.brief(victim)
+        if hold:
+            await self._held(victim, step.hold)
+
+    async def _release(self, victim: Victim, job: Job) -> None:
+        if action := await self._act(victim, job, "release", lambda: self.slurm.release(victim.label)):
+            self._done(victim, action, requeued=time.time())
+
+    async def _start(self, victim: Victim, job: Job) -> None:
+        """End its wait, when it is its turn."""
+        if job.size > 1 and self.forgets_slowly:
+            if not self.turns.free(victim):
+                await self.place.let_go(victim)  # they are whose turn it is
+                return
+            self.turns.take(victim, time.time())
+        if action := await self._act(victim, job, "start", lambda: self.slurm.start_now(victim.label)):
+            self._done(victim, action, started=time.time())
+            await self.place.let_go(victim)  # not before: now it is the first to get them
+
+    async def _act(self, victim: Victim, job: Job, kind: str, call: Callable[[], Awaitable[None]]) -> int:
+        """Do something to a job, written down before; its number in the ledger, 0 where Slurm refuses it.
+        Where Slurm does not answer, what becomes of the job tells whether it was done."""
         self.ledger.conclude(kind, victim.label, time.time())
+        detail = f"restarts={job.restarts}"
         action = self.ledger.intend(victim.incident, kind, victim.label, time.time(), detail)
         try:
-            if isinstance(step, policy.Requeue):
-                await self.slurm.requeue(victim.label, step.incomplete, bool(hold))
-            elif isinstance(step, policy.Release):
-                await self.slurm.release(victim.label)
-            else:
-                await self.slurm.start_now(victim.label)
+            await call()
         except Rejected as error:
             self.ledger.settle(action, f"not done: {error}", time.time())
             self.ledger.victim(victim.id, tries=victim.tries + 1)
             if victim.tries + 1 >= REFUSALS:
                 why = f"{kind} refused by Slurm: {error}"
-                self.ledger.notice(
-                    "help", victim.incident, f"job {victim.label}: {why}", time.time(), victim.label
-                )
+                what = f"job {victim.label}: {why}"
+                self.ledger.notice("help", victim.incident, what, time.time(), victim.label)
                 await self._settle(victim, why)
-            return True
-        except SlurmError:
-            # Whether a requeue happened will show in the job's restarts; the others are simply sent again.
-            if not isinstance(step, policy.Requeue):
-                self.ledger.settle(action, NO_ANSWER, time.time())
-            raise
-        now = time.time()
-        if isinstance(step, policy.Requeue):
-            after = (await self.slurm.jobs([job.id])).get(job.id)
-            if after and after.restarts > job.restarts:
-                relaunch = job.restarts > victim.restarts
-                if not step.incomplete:
-                    await self._comfort(victim)
-                with self.ledger.together():
-                    self.ledger.victim(
-                        victim.id, requeued=now, started=0.0, running=0.0, tries=victim.tries + relaunch
-                    )
-                    self.ledger.settle(action, "done", now)
-                    if hold:
-                        self._notice_held(victim, f"held: it {hold}")
-                log.warning("job %s: requeued off %s", victim.label, victim.node)
-                await self._brief(victim)
-                if hold:
-                    await self._held(victim, hold)
-            else:
-                self.ledger.settle(action, "not done: it had ended", now)
-        else:
-            changes = {"requeued": now} if isinstance(step, policy.Release) else {"started": now}
-            with self.ledger.together():
-                self.ledger.victim(victim.id, **changes)
-                self.ledger.settle(action, "done", now)
-            if isinstance(step, policy.StartNow):  # not before: now it is the first to get them
-                await self.place.let_go(victim)
-        return True
+            return 0
+        return action
+
+    def _done(self, victim: Victim, action: int, **changes: float) -> None:
+        with self.ledger.together():
+            self.ledger.victim(victim.id, **changes)
+            self.ledger.settle(action, "done", time.time())
 
     async def _comfort(self, victim: Victim) -> None:
         """Have those wait for it again who were to start when it had ended well, and saw it fail."""
@@ -447,9 +409,9 @@ class Rescue:
         log.warning(
             "job %s: runs again on %s, %.1f s after the fault", victim.label, where, running - victim.since
         )
-        story = f"{self._cause(victim)}; requeued, runs again on {where} after {running - victim.since:.1f} s"
-        await self._tell(victim, job, story)
-        await self._annotate(victim, story)
+        story = f"requeued, runs again on {where} after {running - victim.since:.1f} s"
+        await self.owner.tell(victim, job, story)
+        await self.owner.annotate(victim, story)
         with self.ledger.together():  # last: what a crash keeps from being told is told then
             for kind in ("release", "start", "tell"):
                 self.ledger.conclude(kind, victim.label, now, f"restarts={job.restarts}")
@@ -476,7 +438,7 @@ class Rescue:
             what = f"job {victim.label} of uid {victim.uid} {why}"
             self.ledger.notice("help", victim.incident, what, now, victim.label)
         log.warning("job %s: %s", victim.label, why)
-        await self._annotate(victim, f"{self._cause(victim)}; {why}; {hint}")
+        await self.owner.annotate(victim, f"{why}; {hint}")
 
     def _notice_held(self, victim: Victim, how: str) -> None:
         what = f"job {victim.label} of uid {victim.uid} is {how}"
@@ -485,73 +447,27 @@ class Rescue:
     async def _held(self, victim: Victim, why: str) -> None:
         await self._settle(victim, f"held: it {why}")
         log.error("job %s of uid %d is held: it %s", victim.label, victim.uid, why)
-        await self._annotate(victim, f"{self._cause(victim)}; held: it {why}")
+        await self.owner.annotate(victim, f"held: it {why}")
 
-    async def _brief(self, victim: Victim) -> None:
-        """Have the next run find in its environment why it was brought back (see spank/). What travels with a
-        job to its nodes is its comment: only of who speaks to us there, or by our options, is it written to.
-        """
-        if not (victim.comment or victim.asked):
-            return
-        incident = self.ledger.incident(victim.incident)
-        attempt = self.ledger.requeues(victim.job, victim.uid, victim.restarts + 1)
-        bad = NodeSet.fromlist([one.node for one in self.ledger.hurts(victim.job, time.time())])
-        try:
-            before = (await self.slurm.comments([victim.job])).get(victim.job, "")
-            if saved := wishes.saved(before):  # it may have done so since, as its signal told it to
-                self.ledger.victim(victim.id, saved=saved)
-            after = wishes.told(before, attempt, str(bad), incident.words if incident else "")
-            await self.slurm.set_owners_comment(victim.label, after)
-        except SlurmError as error:
-            log.warning("job %s: Comment: %s", victim.label, error)
+    async def _end(self, victim: Victim, job: Job | None, step: policy.Settle) -> None:
+        if step.outcome.startswith("held"):
+            self._notice_held(victim, step.outcome)
+        if job and step.tell:
+            await self.owner.tell(victim, job, f"not requeued: {step.outcome}")
+        await self._settle(victim, step.outcome)
 
     async def _settle(self, victim: Victim, outcome: str) -> None:
         await self.place.lower(victim)
         await self.place.let_go(victim)
         self.fence.forget(victim)
-        self.turns.done(victim, time.time())
-        self.ledger.victim(victim.id, settled=time.time(), outcome=outcome)
+        now = time.time()
+        self.turns.done(victim, now)
+        with self.ledger.together():
+            for kind in ("release", "start", "tell"):  # what got no answer
+                self.ledger.conclude(kind, victim.label, now)
+            self.ledger.victim(victim.id, settled=now, outcome=outcome)
         log.info("job %s: %s", victim.label, outcome)
-
-    def _cause(self, victim: Victim) -> str:
-        incident = self.ledger.incident(victim.incident)
-        if incident is None:
-            return f"slurm-health: {victim.node}: fault"
-        ranks = self.ledger.ranks(victim.incident, victim.id)
-        where = f"{_who(ranks)} on {incident.place}" if ranks else incident.place
-        return f"slurm-health: {where}: {incident.words}"
-
-    async def _tell(self, victim: Victim, job: Job, text: str) -> None:
-        """A line in the job's stderr, or its srun's or salloc's. That it cannot be told must not keep it from
-        being helped."""
-        if job.state not in policy.LIVE:
-            return
-        self.ledger.conclude("tell", victim.label, time.time())
-        action = self.ledger.intend(victim.incident, "tell", victim.label, time.time(), text)
-        try:
-            await self.slurm.tell(victim.label, text)
-            outcome = "done"
-        except SlurmError as error:
-            outcome = f"not done: {error}"
-        self.ledger.settle(action, outcome, time.time())
-
-    async def _annotate(self, victim: Victim, text: str) -> bool:
-        """Append to AdminComment, where other tools may have written too; whether that was news."""
-        try:
-            before = await self.slurm.comment(victim.label)
-            both = f"{before}; {text}" if before else text
-            if text in before:
-                return False
-            if len(both) <= COMMENT:
-                await self.slurm.set_comment(victim.label, both)
-        except SlurmError as error:
-            log.warning("job %s: AdminComment: %s", victim.label, error)
-        return True
 
 
 def _folded(ranks: Iterable[int]) -> str:
     return str(RangeSet.fromlist(map(str, ranks)))
-
-
-def _who(ranks: str) -> str:
-    return f"rank {ranks}" if ranks.isdigit() else f"ranks {ranks}"

@@ -106,7 +106,7 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 
 # The controller and what it is made of.
-SEAT = ("controller", "rescue", "place", "turns", "fence", "silence", "standby", "web")
+SEAT = ("controller", "rescue", "owner", "place", "turns", "fence", "silence", "standby", "web")
 
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
@@ -155,7 +155,7 @@ LIBRARIES = {
     "pyslurm": {"slurm.worker"},
     "psutil": below("sandbox"),
     "ClusterShell": {
-        *("config", "expected", "rescue", "place", "web", "gres", "slurm.scontrol", "slurm.api"),
+        *("config", "expected", "rescue", "owner", "place", "web", "gres", "slurm.scontrol", "slurm.api"),
         "sandbox.demo",
     },
 }
