@@ -50,6 +50,8 @@ HELD_BY_PROLOG = "launch failed requeued held"
 NOT_EXPEDITED = ("REQUEUE_HOLD", "job requeued in held state")
 # ... of who needs nodes that are out: by name (sbatch -w), or so many that too few are left.
 MISSING = ("ReqNodeNotAvail", "Nodes required for job are DOWN, DRAINED")
+# ... and of who needs nodes that are well, and reserved.
+RESERVED = ("ReqNodeNotAvail, May be reserved", "ReqNodeNotAvail, Reserved")
 FOREMOST = 0xFFFFFFFE  # the highest priority that a job can have (slurm.h: one more is INFINITE)
 NICEST = -0x7FFFFFFD  # the lowest nice value that Slurm takes (sbatch(1), --nice: +/- 2147483645)
 
@@ -498,7 +500,7 @@ def keeps(victim: Victim, job: Job, now: float) -> bool:
 def misses_nodes(victim: Victim, job: Job, now: float) -> bool:
     """Whether nodes that a job needs are out, now that it might run again: it waits until they are back."""
     back = job.restarts > victim.restarts and job.state == "PENDING" and not waits(victim, job, now)
-    return back and job.reason.startswith(MISSING)
+    return back and job.reason.startswith(MISSING) and not job.reason.startswith(RESERVED)
 
 
 def ways_on(job: Job, gone: int) -> str:

@@ -864,6 +864,8 @@ def waiting(**changes: Any) -> Job:
         ({}, True),
         ({"reason": "Nodes required for job are DOWN, DRAINED or reserved for jobs"}, True),
         ({"reason": "Resources"}, False),
+        ({"reason": "ReqNodeNotAvail, Reserved for maintenance"}, False),
+        ({"reason": "ReqNodeNotAvail, May be reserved for other job"}, False),
         ({"begins": T + 120}, False),  # Slurm has it wait first
         ({"restarts": 0}, False),  # it has not been requeued yet
         ({"state": "RUNNING"}, False),
