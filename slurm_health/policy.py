@@ -205,29 +205,10 @@ def obstacle(node: Node, outlook: Outlook) -> str:
     return outlook.spent
 
 
-def budget(
-    total: int,
-    out: int,
-    recent: int,
-    percent: float,
-    at_least: int,
-    window_percent: float,
-    window_at_least: int,
-) -> str:
-    """Why no further node may be drained, or "". `out`: by us now; `recent`: by us within the window."""
-    most = max(at_least, math.floor(total * percent / 100))
-    most_recent = max(window_at_least, math.floor(total * window_percent / 100))
-    if out >= most:
-        return f"budget spent: {out} of {total} nodes are out by us, at most {most} may be"
-    if recent >= most_recent:
-        return f"budget spent: {recent} nodes drained lately, at most {most_recent} may be in the window"
-    return ""
-
-
 @dataclass(slots=True)
 class Room:
     """What the budget leaves: which of the `total` nodes are out by us or about to be, which were drained
-    within the window, and the site's limits on both as (percent, number)."""
+    within the window, and the site's limits on both as (percent, number), of which the larger counts."""
 
     total: int
     out: set[str]
@@ -238,7 +219,16 @@ class Room:
     def obstacle(self, name: str) -> str:
         """Why this node may not be drained on top of the others, or ""."""
         out, recent = (len(some) - (name in some) for some in (self.out, self.recent))
-        return budget(self.total, out, recent, *self.limit, *self.window_limit)
+        most, most_recent = (self._most(limit) for limit in (self.limit, self.window_limit))
+        if out >= most:
+            return f"budget spent: {out} of {self.total} nodes are out by us, at most {most} may be"
+        if recent >= most_recent:
+            return f"budget spent: {recent} nodes drained lately, at most {most_recent} may be in the window"
+        return ""
+
+    def _most(self, limit: tuple[float, int]) -> int:
+        percent, number = limit
+        return max(number, math.floor(self.total * percent / 100))
 
     def take(self, name: str) -> None:
         self.out.add(name)

@@ -295,6 +295,14 @@ def test_what_holds_for_every_node(
 # -- the budget
 
 
+def budget(
+    total: int, out: int, recent: int, limit: tuple[float, int] = (10, 2), window: tuple[float, int] = (2, 2)
+) -> str:
+    """Why none may be drained on top of so many."""
+    these, those = ({f"n{number}" for number in range(many)} for many in (out, recent))
+    return policy.Room(total, these, those, limit, window).obstacle("another")
+
+
 @pytest.mark.parametrize(
     ("total", "out", "recent", "refused"),
     [
@@ -312,7 +320,7 @@ def test_what_holds_for_every_node(
     ],
 )
 def test_the_larger_of_number_and_percentage_counts(total: int, out: int, recent: int, refused: bool) -> None:
-    assert bool(policy.budget(total, out, recent, 10, 2, 2, 2)) is refused
+    assert bool(budget(total, out, recent)) is refused
 
 
 def test_those_drained_in_the_same_look_count_already() -> None:
@@ -325,10 +333,9 @@ def test_those_drained_in_the_same_look_count_already() -> None:
 
 
 def test_a_budget_of_nothing_drains_nothing() -> None:
-    assert policy.budget(100, 0, 0, 0, 0, 0, 0) == (
-        "budget spent: 0 of 100 nodes are out by us, at most 0 may be"
-    )
-    assert "at most 0 may be in the window" in policy.budget(100, 0, 0, 10, 2, 0, 0)
+    said = budget(100, 0, 0, (0, 0), (0, 0))
+    assert said == "budget spent: 0 of 100 nodes are out by us, at most 0 may be"
+    assert "at most 0 may be in the window" in budget(100, 0, 0, (10, 2), (0, 0))
 
 
 # -- which jobs a fault touches
