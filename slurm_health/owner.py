@@ -16,7 +16,7 @@ from slurm_health.slurm import Slurm, SlurmError
 
 log = logging.getLogger(__name__)
 
-COMMENT = 1000  # characters of AdminComment that we let grow
+COMMENT = 4000  # characters of AdminComment that we let grow: ten requeues are some 2000
 
 
 class Owner:
