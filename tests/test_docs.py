@@ -10,7 +10,7 @@ import click
 import pytest
 from pydantic import BaseModel
 
-from slurm_health import config
+from slurm_health import config, rules
 from slurm_health.cli import main
 
 TOP = Path(__file__).parent.parent
@@ -63,3 +63,11 @@ def test_the_sample_shows_each_key_with_its_default() -> None:
         {k: v for k, v in sample.items() if k not in ("nodes", "rule", "controller")}
     )
     assert given.model_dump() | {"controller": ""} == defaults | {"controller": ""}
+
+
+def test_how_soon_it_is_found_was_measured_for_each_fault() -> None:
+    results = (TOP / "bench/RESULTS.md").read_text()
+    section = results[results.index("## Detection") : results.index("## Recall")]
+    measured = set(re.findall(r"^\| .+? \| ([A-Z0-9_]+) \| 32 \|", section, re.MULTILINE))
+    said = set(re.findall(r"Not injected: .+", section, re.DOTALL)[0].replace(",", " ").split())
+    assert {rule.code for rule in rules.load().rules} - measured <= said
