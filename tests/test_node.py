@@ -690,3 +690,22 @@ def test_a_probe_that_does_not_come_back_is_a_finding(here: NodeDaemon) -> None:
     assert len(here.standing) == 1
     back.set()
     assert await_until(lambda: here._collect() or here._beat(time.monotonic()) or not here.standing, 20)
+
+
+def test_a_look_that_is_due_while_its_probe_is_out_is_owed(here: NodeDaemon) -> None:
+    back = threading.Event()
+
+    def hangs() -> Iterator[Reading]:
+        back.wait()
+        yield from ()
+
+    here.runner.start("infiniband", hangs, 5, time.monotonic())
+    here.waits = {"infiniband": 0.0}
+    here._end_waits(time.monotonic())
+    assert (here.owed, here.waits) == ({"infiniband"}, {})
+    back.set()
+    assert await_until(lambda: here._collect() or not here.runner.outstanding(), 20)
+    here._look()
+    assert here.owed == set()
+    assert await_until(lambda: here._collect() or not here.runner.outstanding(), 20)
+    assert here.baseline.ports["mlx5_0/1"]["rate"] == 400  # which a glance does not read
