@@ -73,3 +73,22 @@ def test_a_fault_right_after_a_resume_is_new_evidence(cluster):
     second = cluster.xid("n1", gpu=0)
     cluster.until(lambda: cluster.reason("n1"), lambda reason: reason.startswith(f"slurm-health: {second}("))
     assert cluster.incident(code=first)["closed_by"] == "an admin's RESUME"
+
+
+def test_so_is_one_while_our_prolog_still_refuses_jobs(cluster):
+    """The job that came at once had the node drained anew, by Slurm, before the RESUME was seen."""
+    first = cluster.xid("n1", gpu=0)
+    cluster.until(lambda: cluster.reason("n1"), lambda reason: reason.startswith(f"slurm-health: {first}("))
+    cluster.until(lambda: cluster.verdict("n1"), "bad")
+    job = cluster.submit("sleep 300", "-w", "n1", "--gpus=8")
+    cluster.freeze("controller")
+    cluster.resume("n1")
+    cluster.until(lambda: cluster.reason("n1"), "Prolog error")
+    second = cluster.xid("n1", gpu=0)
+    cluster.thaw("controller")
+    cluster.until(lambda: cluster.reason("n1"), lambda reason: reason.startswith(f"slurm-health: {second}("))
+    assert cluster.incident(code=first)["closed_by"] == "an admin's RESUME"
+    assert cluster.health_json("status")["drained"] == "n1"
+    cluster.until(
+        lambda: cluster.ask("squeue", "-h", "-j", job, "-o", "%r"), lambda why: "ReqNodeNotAvail" in why
+    )
