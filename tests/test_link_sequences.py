@@ -176,6 +176,15 @@ def test_an_adapter_that_goes_and_comes_back(node: Node) -> None:
     assert node.told == ["+IB_DEVICE_MISSING(mlx5_1/1)", "-IB_DEVICE_MISSING(mlx5_1/1)"]
 
 
+def test_a_network_adapter_that_goes_is_missed_from_the_first_glance_on(node: Node) -> None:
+    node.machine.inject("nic-gone", port=1)
+    node.run(25)  # the next look at everything ends the wait that a glance began
+    assert node.told == ["+NIC_MISSING(eth1)"]
+    node.machine.clear()
+    node.run(120)
+    assert node.told == ["+NIC_MISSING(eth1)", "-NIC_MISSING(eth1)"]
+
+
 def test_a_reset_takes_a_pcie_link_back_to_what_it_was(node: Node) -> None:
     node.machine.inject("ib-pcie-degraded", port=1)
     node.run(600)

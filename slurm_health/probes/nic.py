@@ -43,8 +43,8 @@ class Nic:
     def look(self, slow: bool = True) -> Iterator[Reading]:
         """Each port's `nic.up` (by its admin), `nic.carrier`, `nic.pci`, and where it is in a bond
         `nic.master`, the bond's name, and `nic.bond`, whether that has a carrier. With `slow` also
-        `nic.mac`, `nic.speed` (Mb/s), `nic.carrier_downs` (how often it lost its link) and error counts; and
-        `nic.on_pci` for each Ethernet controller, and how many are `nic.listed`.
+        `nic.mac`, `nic.speed` (Mb/s), `nic.carrier_downs` (how often it lost its link) and error counts; and,
+        also when a port has gone, `nic.on_pci` for each Ethernet controller, and how many are `nic.listed`.
         """
         host = self._host
         before, self._links = self._links, {}
@@ -67,7 +67,7 @@ class Nic:
                 yield from self._slow(name, folder)
         if self._links != before:
             self._rest = 0
-        if slow:
+        if slow or before.keys() - self._links.keys():
             yield Reading("nic.listed", "", len(self._links))
             for name, (kind, _) in self._bus.devices().items():
                 if kind.startswith(CONTROLLER):
