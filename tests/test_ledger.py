@@ -25,17 +25,19 @@ from hypothesis import strategies as st
 
 from slurm_health import ledger as ledger_module
 from slurm_health.ledger import (
-    EVIDENCE,
     FAULT_GONE,
-    LIFE,
     NO_ANSWER,
     Ledger,
     LedgerError,
     LedgerLost,
     WrongLedger,
+    incidents,
     schema,
     store,
 )
+from slurm_health.ledger.incidents import EVIDENCE
+from slurm_health.ledger.stories import LISTED
+from slurm_health.ledger.victims import LIFE
 from slurm_health.model import Finding, Hurt, Incident, Job, Notice, Severity, Urgency
 from slurm_health.wire import NodeReport
 
@@ -928,7 +930,7 @@ def test_a_quiet_report_tries_whether_the_trouble_is_over(
     locked.execute("COMMIT")
     assert ledger.take(report(), T + 1) == []
     assert ledger.trouble  # one a second is enough
-    monkeypatch.setattr(ledger_module, "RETRY", 0.0)
+    monkeypatch.setattr(incidents, "RETRY", 0.0)
     ledger.take(report(), T + 2)
     assert ledger.trouble == ""
 
@@ -1296,7 +1298,7 @@ def test_the_outlook_counts_all_and_shows_the_worst(ledger: Ledger) -> None:
 
 
 def test_a_listing_shows_few_lines_of_each_incident(ledger: Ledger) -> None:
-    lines = 3 * ledger_module.EVIDENCE_LISTED
+    lines = 3 * LISTED
     for device in ("a", "b"):
         storm = [
             replace(XID, device=device, moment=f"{device}/{n}", since=T - lines + n, evidence=str(n))
@@ -1305,7 +1307,7 @@ def test_a_listing_shows_few_lines_of_each_incident(ledger: Ledger) -> None:
         ledger.take(report(*storm), T)
     for story in ledger.stories():
         shown = [one["line"] for one in story["evidence"]]
-        assert shown == [str(n) for n in range(ledger_module.EVIDENCE_LISTED)]
+        assert shown == [str(n) for n in range(LISTED)]
     [story] = ledger.stories(wanted=[1])
     assert len(story["evidence"]) == lines
 

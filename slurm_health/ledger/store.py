@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -326,3 +326,21 @@ def _begin(connection: Connection) -> None:
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
+
+
+def insert(connection: Connection, insert: sa.Insert) -> int:
+    """Run it; the new row's number."""
+    key = connection.execute(insert).inserted_primary_key
+    assert key
+    return int(key[0])
+
+
+def update(connection: Connection, table: sa.Table, number: int, **changes: Any) -> None:
+    connection.execute(table.update().where(table.c.id == number).values(**changes))
+
+
+def upsert(
+    connection: Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    if not connection.execute(table.update().filter_by(**key).values(**values)).rowcount:
+        connection.execute(table.insert().values(**key, **values))

@@ -112,6 +112,7 @@ def die_as_controller(ordeal):
     import slurm_health.web  # noqa: F401  (what is imported before the fork is not imported at each start)
     from slurm_health.ledger import Ledger
     from slurm_health.ledger.schema import actions
+    from slurm_health.ledger.store import Store
 
     here = threading.local()
     together = None  # steps that are about to be committed at once
@@ -143,8 +144,9 @@ def die_as_controller(ordeal):
         steps, together = together, None
         ordeal.die(*steps)
 
-    for name, method in vars(Ledger).items():
-        if callable(method) and not name.startswith("_") and name != "together":
+    parts = Ledger.__mro__[: Ledger.__mro__.index(Store)]
+    for name in {name for part in parts for name in vars(part) if not name.startswith("_")}:
+        if callable(getattr(Ledger, name)):
             after(Ledger, name, functools.partial(committed, name))
     Ledger.together = commit_together
 
