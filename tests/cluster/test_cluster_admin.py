@@ -67,8 +67,7 @@ def test_a_resume_stands_until_there_is_new_evidence(cluster):
 def test_a_fault_right_after_a_resume_is_new_evidence(cluster):
     """The controller looks every two seconds: what breaks in between, no admin has weighed."""
     first = cluster.xid("n1", gpu=0)
-    cluster.until(lambda: cluster.verdict("n1"), "bad")
-    cluster.until(lambda: cluster.reason("n1"), lambda reason: reason.startswith(f"slurm-health: {first}("))
+    cluster.incident(lambda one: one["seconds_to_drained"] is not None, code=first)
     cluster.resume("n1")
     second = cluster.xid("n1", gpu=0)
     cluster.until(lambda: cluster.reason("n1"), lambda reason: reason.startswith(f"slurm-health: {second}("))
