@@ -20,7 +20,7 @@ from slurm_health.wire import NodeReport
 
 LINK = Finding("IB_PORT_DOWN", Severity.CRITICAL, "mlx5_4/1", "down", "DOWN", Urgency.NOW, 1.0, "b/1", True)
 FIRST, SECOND = 7, 8
-SOON = 10.0  # seconds; a turn that is not given up lasts three times as long
+SOON = 20.0  # seconds; a turn that is not given up lasts half as long again
 
 
 @dataclass
