@@ -67,6 +67,7 @@ bench: packages $(VENV)/.installed ## all measurements, more than an hour; print
 	$(BIN)/python bench/gpu.py --fake 8
 	$(BIN)/python bench/detect.py
 	$(BIN)/python bench/requeue.py
+	$(BIN)/python bench/place.py
 	$(BIN)/python bench/relaunch.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/recall.py

@@ -300,7 +300,7 @@ def stock(folder: Path, rounds: int) -> None:
             slurm_version = box.status()["slurm"]
             with ThreadPoolExecutor(rounds + 1) as pool:
                 held = pool.submit(_refused, box, Path(outside))
-                seconds = list(pool.map(lambda number: _by_hand(box, dies=number % 2 == 1), range(rounds)))
+                seconds = list(pool.map(lambda number: _alone(box, dies=number % 2 == 1), range(rounds)))
                 (box.folder / "enough").touch()
                 shown = held.result()
     print(f"\n### Stock {slurm_version}, an admin's script drains and requeues at the fault's instant\n")
@@ -311,12 +311,19 @@ def stock(folder: Path, rounds: int) -> None:
     print(f"A job that a prolog refused, after {shown[0]:.0f} s: `{shown[1]}` (held until released).")
 
 
-def _by_hand(box: Sandbox, dies: bool) -> float:
+def _alone(box: Sandbox, dies: bool) -> float:
     job = Job.submit(box, "-N2", "--ntasks-per-node=1", "--exclusive")
     if not (job.await_start(1, START_WITHIN) and job.await_step()):
         return 0.0
     node = list(NodeSet(job.starts()[0][1]))[1]
     fault = box.inject(node, "kmsg", text="the fault", kill=dies)
+    if not by_hand(box, job, node) or not job.await_start(2, 180.0):
+        return 0.0
+    return job.starts()[1][0] - fault["at"]
+
+
+def by_hand(box: Sandbox, job: Job, node: str) -> bool:
+    """An admin's script drains the node and requeues its job; whether Slurm took it."""
     slurm(box, "scontrol", "update", f"nodename={node}", "state=drain", "reason=GPU broken")
 
     def requeued() -> bool:  # a job that dies is COMPLETING for a moment
@@ -326,9 +333,7 @@ def _by_hand(box: Sandbox, dies: bool) -> float:
             return False
         return True
 
-    if not calmly(requeued, 10.0) or not job.await_start(2, 180.0):
-        return 0.0
-    return job.starts()[1][0] - fault["at"]
+    return calmly(requeued, 10.0)
 
 
 def _refused(box: Sandbox, outside: Path) -> tuple[float, str]:
