@@ -17,6 +17,8 @@ import pytest
 from slurm_health.sandbox import SandboxError, cluster
 from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.sandbox.daemon import await_until
+from slurm_health.sandbox.processes import MARK, strays
+from slurm_health.sandbox.slurmconf import Layout
 
 pytestmark = [
     pytest.mark.cluster,
@@ -348,3 +350,21 @@ def test_daemons_outlive_the_command_that_started_them(folder):
     for daemon in box.status()["daemons"]:
         assert os.getsid(daemon["pid"]) == daemon["pid"]
         assert Path(f"/proc/{daemon['pid']}/cwd").readlink() == Path("/")
+
+
+def test_a_process_of_a_container_with_a_sandbox_of_the_same_name_is_left_alone(tmp_path):
+    wait = "import os, sys, time; os.chroot(sys.argv[1]); print(flush=True); time.sleep(600)"
+    env = {**os.environ, MARK: str(tmp_path)}
+    (tmp_path / "container").mkdir()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", wait, root], env=env, stdout=subprocess.PIPE)
+        for root in ("/", tmp_path / "container")
+    ]
+    try:
+        for one in processes:
+            assert one.stdout.readline()
+        assert [pid for pid, _ in strays(Layout(tmp_path))] == [processes[0].pid]
+    finally:
+        for one in processes:
+            one.kill()
+            one.communicate()

@@ -10,6 +10,7 @@ interrupted before their pid was noted.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,7 +27,7 @@ def job_processes(layout: Layout, node: str, whole_host: bool = False) -> list[i
     log = "" if whole_host else str(layout.node(node) / "log/slurmd.log")
     conf = str(layout.slurm_conf)
     found: set[int] = set()
-    for process in psutil.process_iter():
+    for process in _here():
         try:
             if _is_step_daemon(process, log):
                 found.update(child.pid for child in process.children(recursive=True))
@@ -45,7 +46,7 @@ def strays(layout: Layout) -> list[tuple[int, int]]:
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     conf, nodes = str(layout.slurm_conf), str(layout.folder / "nodes") + "/"
     found: dict[int, int | None] = {}
-    for process in psutil.process_iter():
+    for process in _here():
         try:
             if process.pid in mine:
                 continue
@@ -64,7 +65,20 @@ def strays(layout: Layout) -> list[tuple[int, int]]:
 
 def step_daemons(log: str) -> set[int]:
     """The step daemons whose log begins with `log`: a node's slurmd.log, or "" for all of this host."""
-    return {process.pid for process in psutil.process_iter() if _is_step_daemon(process, log)}
+    return {process.pid for process in _here() if _is_step_daemon(process, log)}
+
+
+def _here() -> Iterator[psutil.Process]:
+    """All processes but those of containers: these may have the same paths, and mean others."""
+    for process in psutil.process_iter():
+        try:
+            same = Path(f"/proc/{process.pid}/root").samefile("/")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError:  # then neither can be read whose it is
+            same = True
+        if same:
+            yield process
 
 
 def _is_step_daemon(process: psutil.Process, log: str) -> bool:
