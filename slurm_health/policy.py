@@ -17,6 +17,7 @@ from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgenc
 DIES_WITHIN = 120.0  # seconds after the first evidence in which a job's death counts as the fault's
 SLACK = 2.0  # Slurm's times are whole seconds, and a link's fault is seen up to a second late
 CONFIRM = 1.0  # a batch step that runs this long was launched (a revoked credential fails it at once)
+LAUNCHES_WITHIN = 30.0  # of a launch that Slurm finds failed: slurmd waits 20 s for a prolog (22.05, req.c)
 LAUNCHES = 2  # times that a launch of ours which failed at once is tried again
 
 # Node states in which somebody or something else is at work (sinfo(1), NODE STATE CODES).
@@ -461,6 +462,12 @@ def _follow(victim: Victim, job: Job, may: bool, now: float, start: float, first
     if job.state in DIED and not victim.ran and job.ended - job.started <= SLACK and victim.tries < LAUNCHES:
         return Requeue(incomplete=False) if may else Wait()
     return Ran() if job.state == "COMPLETED" else Settle(f"{job.state} after its requeue")
+
+
+def launch_failed(victim: Victim, job: Job) -> bool:
+    """Whether Slurm holds a job that was brought back, since its launch failed."""
+    waits_held = job.state == "PENDING" and not job.completing and job.reason == HELD_BY_PROLOG
+    return waits_held and job.restarts > victim.restarts
 
 
 def _others(job: Job, may: bool, expedites: bool) -> Step:

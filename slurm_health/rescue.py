@@ -19,7 +19,7 @@ from ClusterShell.RangeSet import RangeSet
 from slurm_health import policy
 from slurm_health.config import Config
 from slurm_health.fence import Fence
-from slurm_health.ledger import Ledger
+from slurm_health.ledger import RUNS_AGAIN, Ledger
 from slurm_health.model import Card, Hurt, Incident, Job, Urgency, Victim, Wish
 from slurm_health.outage import Outage
 from slurm_health.owner import Owner
@@ -181,7 +181,8 @@ class Rescue:
             self.changed.clear()
             with self.outage.survived("jobs"):
                 await self.learn_site()
-                victims = await self.owner.listen(self.ledger.pending_victims())
+                recent = self.ledger.just_ran(time.time() - policy.LAUNCHES_WITHIN)
+                victims = await self.owner.listen([*self.ledger.pending_victims(), *recent])
                 self._forget(victims)
                 jobs = await self.slurm.jobs(victim.job for victim in victims)
                 if victims:
@@ -226,6 +227,8 @@ class Rescue:
     async def _treat(self, victim: Victim, job: Job | None, paused: Callable[[str], bool]) -> bool:
         """One step for one job; whether to look again soon."""
         now = time.time()
+        if victim.settled:
+            return job is not None and self._reopened(victim, job, now)
         wish = await self.owner.wish(victim, job)
         again = job is not None and job.restarts > victim.restarts
         if again and await self._catch_up(victim, wish, now):
@@ -272,6 +275,15 @@ class Rescue:
             case policy.Ran():
                 await self._ran(victim, job)
         return not isinstance(step, policy.Ran)
+
+    def _reopened(self, victim: Victim, job: Job, now: float) -> bool:
+        """Take up a story whose job was told to run again, where Slurm finds now that it was not launched."""
+        if not policy.launch_failed(victim, job):
+            return False
+        log.warning("job %s: Slurm could not launch it on %s", victim.label, victim.ran_nodes)
+        anew = {"requeued": now, "started": 0.0, "running": 0.0, "ran": 0.0, "placed": 0.0}
+        self.ledger.victim(victim.id, **anew, settled=0.0, outcome="")
+        return True
 
     async def _catch_up(self, victim: Victim, wish: Wish, now: float) -> bool:
         """Note a requeue that is done and not noted: by us before a crash, or by itself, as many scripts do,
@@ -419,7 +431,7 @@ class Rescue:
             self.ledger.notice("ran", victim.incident, what, now, victim.label)
             self.fence.forget(victim)
             self.ledger.victim(
-                victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome="runs again"
+                victim.id, running=running, ran=now, ran_nodes=where, settled=now, outcome=RUNS_AGAIN
             )
 
     async def _miss(self, victim: Victim, job: Job, now: float) -> None:

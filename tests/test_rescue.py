@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from test_web import FakeSlurm, asynchronous
 
@@ -14,6 +15,7 @@ from slurm_health.controller import running
 from slurm_health.ledger import Ledger
 from slurm_health.model import Finding, Job, Severity, Urgency
 from slurm_health.outage import Outage
+from slurm_health.policy import HELD_BY_PROLOG
 from slurm_health.rescue import Rescue
 from slurm_health.slurm import Rejected, Slurm
 from slurm_health.wire import NodeReport
@@ -33,8 +35,10 @@ class Played(FakeSlurm):
             for number in (FIRST, SECOND)
         }
     )
+    ledger: Ledger = field(init=False)
     kept: set[str] = field(default_factory=set)
     started: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
 
     async def jobs(self, ids: Iterable[int]) -> dict[int, Job]:
         return {number: self.there[number] for number in ids}
@@ -65,6 +69,12 @@ class Played(FakeSlurm):
     async def start_now(self, label: str) -> None:
         self.started.append(label)
 
+    async def release(self, label: str) -> None:
+        self.released.append(label)
+
+    def shown(self, number: int, state: str, **changes: Any) -> None:
+        self.there[number] = replace(self.there[number], state=state, **changes)
+
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(SOON):
@@ -86,6 +96,7 @@ async def broken(tmp_path: Path) -> AsyncIterator[Played]:
     config = Config.model_validate({"mode": "requeue"})
     async with running(Rescue(config, ledger, protocol, {"n2"}, Outage()).follow()):
         await until(lambda: played.started == [str(FIRST)])
+        played.ledger = ledger
         yield played
     ledger.engine.dispose()
 
@@ -100,5 +111,28 @@ async def test_who_waits_for_his_turn_keeps_no_nodes_from_whose_turn_it_is(tmp_p
 @asynchronous
 async def test_a_job_that_is_cancelled_before_it_is_seen_running_gives_up_its_turn(tmp_path: Path) -> None:
     async with broken(tmp_path) as played:
-        played.there[FIRST] = replace(played.there[FIRST], state="CANCELLED", ended=time.time())
+        played.shown(FIRST, "CANCELLED", ended=time.time())
         await until(lambda: str(SECOND) in played.started)
+
+
+@asynchronous
+async def test_a_job_that_was_not_launched_though_slurm_said_it_runs_is_released(tmp_path: Path) -> None:
+    """Slurm finds out after 20 s, and holds it."""
+
+    def outcomes() -> list[str]:
+        [story] = played.ledger.stories()
+        return [one["outcome"] for one in story["jobs"] if one["job"] == FIRST]
+
+    async with broken(tmp_path) as played:
+        played.shown(FIRST, "RUNNING", nodes=("n1", "n3"))
+        await until(lambda: outcomes() == ["runs again"])
+        played.shown(FIRST, "PENDING", restarts=2, nodes=(), reason=HELD_BY_PROLOG)
+        await until(lambda: str(FIRST) in played.released)
+        played.shown(FIRST, "RUNNING", nodes=("n1", "n4"), reason="None")
+        await until(lambda: outcomes() == ["runs again"])
+        [story] = played.ledger.stories()
+        assert "n[1,4]" in [one["ran_nodes"] for one in story["jobs"]]
+        # Whoever holds it otherwise means it.
+        played.shown(FIRST, "PENDING", restarts=3, nodes=(), reason="JobHeldUser")
+        await until(lambda: str(SECOND) in played.started)
+        assert played.released == [str(FIRST)]

@@ -18,11 +18,12 @@ from slurm_health.ledger.outbox import Outbox
 from slurm_health.ledger.schema import pauses
 from slurm_health.ledger.store import LedgerError, LedgerLost, WrongLedger, alone
 from slurm_health.ledger.stories import Stories
-from slurm_health.ledger.victims import Victims
+from slurm_health.ledger.victims import RUNS_AGAIN, Victims
 
 __all__ = [
     "FAULT_GONE",
     "NO_ANSWER",
+    "RUNS_AGAIN",
     "Lease",
     "Ledger",
     "LedgerError",

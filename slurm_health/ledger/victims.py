@@ -12,6 +12,7 @@ from slurm_health.ledger.schema import incidents, touches, victims
 from slurm_health.ledger.store import Store, insert, update
 from slurm_health.model import Hurt, Incident, Job, Urgency, Victim
 
+RUNS_AGAIN = "runs again"  # the outcome that we are here for
 LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
 
 # As the model has them: what is selected is turned into values without a look at the names.
@@ -96,6 +97,12 @@ class Victims(Store):
         """The jobs whose story is not at its end."""
         with self.transaction(write=False) as connection:
             return [_victim(row) for row in connection.execute(sa.select(*_VICTIM).filter_by(settled=0))]
+
+    def just_ran(self, since: float) -> list[Victim]:
+        """The jobs whose story ended since then in that they run again."""
+        query = sa.select(*_VICTIM).where(victims.c.settled > since, victims.c.outcome == RUNS_AGAIN)
+        with self.transaction(write=False) as connection:
+            return [_victim(row) for row in connection.execute(query)]
 
     def hurts(self, job: int, now: float) -> list[Hurt]:
         """The faults that each run of this job met, oldest first. One that our prolog refused met none."""
