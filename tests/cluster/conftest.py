@@ -450,5 +450,7 @@ def pytest_runtest_makereport(item, call):
         item.user_properties = [("slurm", found.slurm), ("backend", found.backend)]
     report = yield
     if report.failed and found:
+        asked = (("squeue", "-a", "-o", "%all"), ("scontrol", "-o", "show", "nodes"))
+        report.sections += [(" ".join(words), found.ask(*words, check=False)[-8000:]) for words in asked]
         report.sections += [(f"{name} of the sandbox", text[-8000:]) for name, text in found.logs()]
     return report
