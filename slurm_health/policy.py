@@ -51,8 +51,8 @@ HELD_BY_PROLOG = "launch failed requeued held"
 NOT_EXPEDITED = ("REQUEUE_HOLD", "job requeued in held state")
 # ... of who needs nodes that are out: by name (sbatch -w), or so many that too few are left.
 MISSING = ("ReqNodeNotAvail", "Nodes required for job are DOWN, DRAINED")
-# ... and of who needs nodes that are well, and reserved.
-RESERVED = ("ReqNodeNotAvail, May be reserved", "ReqNodeNotAvail, Reserved")
+# ... and of who needs nodes that are reserved. 26.05 says "May be reserved for other job" of drained ones.
+RESERVED = "ReqNodeNotAvail, Reserved"
 FOREMOST = 0xFFFFFFFE  # the highest priority that a job can have (slurm.h: one more is INFINITE)
 NICEST = -0x7FFFFFFD  # the lowest nice value that Slurm takes (sbatch(1), --nice: +/- 2147483645)
 

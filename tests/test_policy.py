@@ -872,7 +872,7 @@ def waiting(**changes: Any) -> Job:
         ({"reason": "Nodes required for job are DOWN, DRAINED or reserved for jobs"}, True),
         ({"reason": "Resources"}, False),
         ({"reason": "ReqNodeNotAvail, Reserved for maintenance"}, False),
-        ({"reason": "ReqNodeNotAvail, May be reserved for other job"}, False),
+        ({"reason": "ReqNodeNotAvail, May be reserved for other job"}, True),  # of a drained node, on 26.05
         ({"begins": T + 120}, False),  # Slurm has it wait first
         ({"restarts": 0}, False),  # it has not been requeued yet
         ({"state": "RUNNING"}, False),
