@@ -215,11 +215,17 @@ class Cluster:
 
     def reason(self, node):
         """Why a node is out, "none" while it serves: 24.11 shows the old reason of one that was resumed."""
-        state, _, reason = self.ask("sinfo", "-h", "-n", node, "-o", "%T|%E").partition("|")
+        state, reason = self._sinfo()[node]
         return "none" if state in SERVING else reason
 
     def node_state(self, node):
-        return self.ask("sinfo", "-h", "-N", "-n", node, "-o", "%T")
+        return self._sinfo()[node][0]
+
+    def _sinfo(self):
+        """State and reason of each node. Asked for one alone, slurmctld 26.05 may call it draining long after
+        its last job has ended: until somebody asks for all."""
+        lines = self.ask("sinfo", "-h", "-N", "-o", "%N|%T|%E").splitlines()
+        return {name: (state, reason) for name, state, reason in (line.split("|", 2) for line in lines)}
 
     def serves(self, node):
         return self.node_state(node) in SERVING
