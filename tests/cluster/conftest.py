@@ -304,14 +304,15 @@ class Cluster:
         self.box.start(daemon)
         self.until(lambda: self.box.ready(daemon), True)
         if daemon == "controller":  # a killed one's threads may hold its port for a moment
-            self.until(self._answers, True)
+            self.until(self._refusal, "")
 
-    def _answers(self):
+    def _refusal(self):
+        """Why the controller does not answer, "" where it does."""
         try:
             client.ask(self.config, "GET", "/v1/incidents?limit=1")
-        except client.ClientError:
-            return False
-        return True
+        except client.ClientError as error:
+            return str(error) or repr(error)
+        return ""
 
     def freeze(self, daemon):
         """As a daemon that is slow: it lives and says nothing."""

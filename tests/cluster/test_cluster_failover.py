@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import SITE, Cluster
+from conftest import BACKEND, SITE, Cluster
 from test_cluster_crashes import all_was_done_once
 
 from slurm_health import client, config
@@ -49,7 +49,7 @@ class Hosts(Sandbox):
                 f"{line}\n" for line in ["127.0.0.1 localhost", *(f"{HOSTS[name]} {name}" for name in HOSTS)]
             )
         )
-        said = layout.config.read_text()
+        said = layout.config.read_text().replace("[slurm]\n", f'[slurm]\nbackend = "{BACKEND}"\n')
         for host, names in (("", list(HOSTS.values())), ("ctl1", list(HOSTS)), ("ctl2", list(HOSTS))):
             both = [f"{name}:{port}" for name, port in zip(names, ports.values(), strict=True)]
             text = re.sub("controller = .*", f"controller = {json.dumps(both)}", said)
@@ -109,6 +109,7 @@ class Pair(Cluster):
         self.jobs.chmod(0o1777)
         self.config = config.load(str(self.box.layout.config))
         self.look()
+        assert BACKEND in ("auto", self.backend)
 
     def states(self):
         """What each controller is: "acts", "stands by" or why it does not answer."""

@@ -103,7 +103,7 @@ def spoil(file):
 def set_aside(cluster, file):
     """Where the corrupt ledger lies, as `status` and the log say it."""
     aside = cluster.until(
-        lambda: cluster.health_json("status")["ledger"]["aside"] if cluster._answers() else "", len
+        lambda: cluster.health_json("status")["ledger"]["aside"] if not cluster._refusal() else "", len
     )
     assert aside.startswith(f"{file}.corrupt-")
     assert errors(cluster, str(file), aside)
@@ -145,7 +145,7 @@ def test_a_ledger_that_was_lost_becomes_true_again(cluster, folder, how):
             file.unlink()
             cluster.health("pause", "1s", "--nodes", "n4")
         held = cluster.until(
-            lambda: [one["held"] for one in cluster.incidents()] if cluster._answers() else [],
+            lambda: [one["held"] for one in cluster.incidents()] if not cluster._refusal() else [],
             lambda found: len(found) == 2 and all(found),
         )
         assert held == [f"drained by somebody else: {reason}"] * 2
