@@ -144,7 +144,8 @@ class Controller:
         while self.decision(node).version == known and (left := end - time.monotonic()) > 0:
             event = self.changed[node]
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), left)
+                async with asyncio.timeout(left):
+                    await event.wait()
         return self.decision(node)
 
     async def nodes(self) -> dict[str, Node]:
@@ -182,7 +183,8 @@ class Controller:
         tick = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.woken.wait(), max(0.0, tick - time.monotonic()))
+                async with asyncio.timeout(tick - time.monotonic()):
+                    await self.woken.wait()
             self.woken.clear()
             with self.outage.survived("nodes"):
                 if time.monotonic() >= tick:

@@ -110,7 +110,8 @@ class Fence:
         except OSError as error:
             return f"{argv[0]}: {error.strerror}"
         try:
-            _, said = await asyncio.wait_for(process.communicate(), site.deadline)
+            async with asyncio.timeout(site.deadline):
+                _, said = await process.communicate()
         except TimeoutError:
             return f"{argv[0]}: no end in {site.deadline:g} s"
         finally:

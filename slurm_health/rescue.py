@@ -190,7 +190,8 @@ class Rescue:
                 if await self._treat_all(victims, jobs):
                     wait = HOT
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self.changed.wait()
 
     async def learn_site(self) -> None:
         """Ask Slurm once what does not change. Nothing waits for it: what is safe for every release holds."""

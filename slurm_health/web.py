@@ -262,7 +262,8 @@ class Door:
         then, known = self.addresses.get(node.address, (-ADDRESSES, set()))
         if time.monotonic() - then >= ADDRESSES:
             with contextlib.suppress(TimeoutError):
-                known = await asyncio.wait_for(_resolve(node.address), RESOLVE) or known
+                async with asyncio.timeout(RESOLVE):
+                    known = await _resolve(node.address) or known
             self.addresses[node.address] = (time.monotonic(), known)
         peer = (request.remote or "").removeprefix("::ffff:")
         if known and peer not in known:
@@ -542,10 +543,9 @@ async def serve(config: Config, ledger: Ledger, controller: Controller, standby:
             systemd.notify("READY=1")
             while not stop.is_set():
                 systemd.notify("WATCHDOG=1")
-                try:
-                    await asyncio.wait_for(stop.wait(), 5)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(5):
+                        await stop.wait()
         if not ledger.lost:
             standby.give_up()
             systemd.notify("STOPPING=1")

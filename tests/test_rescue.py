@@ -1,6 +1,7 @@
 """Jobs on their way back that are in each other's way, by a Slurm whose slurmd forgets slowly."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -136,3 +137,23 @@ async def test_a_job_that_was_not_launched_though_slurm_said_it_runs_is_released
         played.shown(FIRST, "PENDING", restarts=3, nodes=(), reason="JobHeldUser")
         await until(lambda: str(SECOND) in played.started)
         assert played.released == [str(FIRST)]
+
+
+@asynchronous
+async def test_what_wakes_it_does_not_keep_it_from_its_end(tmp_path: Path) -> None:
+    """A ledger that is lost ends it, in the moment in which the report comes that shows that."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    protocol: Slurm = Played()
+    for steps in range(5):  # of the loop, between the one and the other
+        rescue = Rescue(Config(), ledger, protocol, set(), Outage())
+        followed = asyncio.create_task(rescue.follow())
+        await asyncio.sleep(0.1)
+        rescue.wake()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        followed.cancel()
+        done, _ = await asyncio.wait({followed}, timeout=SOON)
+        assert done
+        with contextlib.suppress(asyncio.CancelledError):
+            await followed
+    ledger.engine.dispose()

@@ -161,7 +161,8 @@ def asynchronous(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @functools.wraps(test)
     def run(*arguments: Any, **named: Any) -> None:
         async def bounded() -> None:
-            await asyncio.wait_for(test(*arguments, **named), 60)
+            async with asyncio.timeout(60):
+                await test(*arguments, **named)
 
         asyncio.run(bounded())
 

@@ -92,7 +92,8 @@ class Mail:
         self.thread = threading.Thread(target=work, name="mail", daemon=True)
         self.thread.start()
         try:
-            why = await asyncio.wait_for(outcome, DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                why = await outcome
         except TimeoutError:
             raise NotSent(f"{self.site.smtp} has not answered in {DEADLINE:g} s") from None
         if why:

@@ -185,7 +185,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):  # what hangs in the kernel is not waited for
-        await asyncio.wait_for(process.communicate(), 1.0)
+        async with asyncio.timeout(1.0):
+            await process.communicate()
 
 
 class Commands:
@@ -246,7 +247,8 @@ class Commands:
             raise SlurmError(f"{program}: {error.strerror}") from error
         answered = False
         try:
-            out, err = await asyncio.wait_for(process.communicate(), self.deadline)
+            async with asyncio.timeout(self.deadline):
+                out, err = await process.communicate()
             answered = True
         except TimeoutError:
             raise Unreachable(f"{name}: no answer in {self.deadline:g} s") from None

@@ -335,8 +335,12 @@ class Cluster:
             range(7) if gpu is None else gpu if isinstance(gpu, list) else [gpu]
         )  # a job here has 7 or all 8
         codes = XIDS if code is None else code if isinstance(code, tuple) else [code]
-        recent = {fault for fault, at in self.said.items() if time.monotonic() - at < BURST}
-        fault = next((node, n, xid) for xid in codes for n in gpus if (node, n, xid) not in recent)
+        faults = [(node, n, xid) for xid in codes for n in gpus]
+
+        def new():
+            return [one for one in faults if time.monotonic() - self.said.get(one, -BURST) >= BURST]
+
+        [fault, *_] = self.until(new, len, BURST)
         self.said[fault] = time.monotonic()
         _, gpu, code = fault
         self.inject(node, "xid", gpu=gpu, code=code, kill=kill)
@@ -431,6 +435,24 @@ def _standing():
         one.down()
 
 
+BEYOND = (AssertionError, SandboxError, client.ClientError)  # what a cluster that cannot be healed says
+
+
+def _begun(tries=2):
+    """A new cluster. Where another has taken one of its ports in the same moment, one more."""
+    one = Cluster()
+    try:
+        one.up()
+        one.heal()
+    except BEYOND as error:
+        print(f"a cluster that did not begin: {error}")
+        one.down()
+        if tries == 1:
+            raise
+        return _begun(tries - 1)
+    return one
+
+
 @pytest.fixture
 def cluster(_standing):
     """The cluster, healed; a new one where the last test left it beyond healing. In no test may we have done
@@ -438,14 +460,11 @@ def cluster(_standing):
     if _standing:
         try:
             _standing[0].heal()
-        except (AssertionError, SandboxError, client.ClientError) as error:
+        except BEYOND as error:
             print(f"a new cluster, since the last is beyond healing: {error}")
             _standing.pop().down()
     if not _standing:
-        one = Cluster()
-        _standing.append(one)
-        one.up()
-        one.heal()
+        _standing.append(_begun())
     yield _standing[0]
     _standing[0].only_drained()
 
