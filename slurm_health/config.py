@@ -92,7 +92,21 @@ def _pcie(text: str) -> str:
     return text
 
 
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("write the whole path, from / on")
+    return path
+
+
+def _database(url: str) -> str:
+    if "://" not in url:
+        raise ValueError("write sqlite:////path/of/ledger.db, or postgresql+psycopg://user@host/database")
+    return url
+
+
 Seconds = Annotated[float, BeforeValidator(duration.seconds)]
+Period = Annotated[Seconds, Field(gt=0)]
+Absolute = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Section(BaseModel):
@@ -108,6 +122,12 @@ class Auth(Section):
     munge_socket: str = Field("", description="munged's socket; empty: munged's own default")
     key_file: str = Field("", description="the shared key for method hmac, readable by root only")
     check_address: bool = Field(True, description="a report must come from its node's address in Slurm")
+
+    @model_validator(mode="after")
+    def _key(self) -> Auth:
+        if self.method == "hmac" and not self.key_file:
+            raise ValueError('method "hmac" needs a key_file')
+        return self
 
 
 class Budget(Section):
@@ -169,7 +189,7 @@ class Fence(Section):
         (), description="what switches {node} off and exits 0 when it is; empty: you are told, no more"
     )
     after: Seconds = Field(300.0, description="so long is a job COMPLETING before it is stuck")
-    deadline: Seconds = Field(60.0, description="the command is ended after this long, and has failed")
+    deadline: Period = Field(60.0, description="the command is ended after this long, and has failed")
 
 
 class Notify(Section):
@@ -208,11 +228,11 @@ class Slurm(Section):
     )
     conf: str = Field("", description="slurm.conf; empty: SLURM_CONF or Slurm's own default")
     bin: str = Field("", description="the folder of scontrol, squeue and sinfo; empty: PATH")
-    deadline: Seconds = Field(10.0, description="no Slurm command is waited for longer")
+    deadline: Period = Field(10.0, description="no Slurm command is waited for longer")
 
 
 class Ledger(Section):
-    url: str = "sqlite:////var/lib/slurm-health/ledger.db"
+    url: Annotated[str, AfterValidator(_database)] = "sqlite:////var/lib/slurm-health/ledger.db"
     keep: Seconds = Field(90 * 86400.0, description="closed incidents are kept this long")
     quiet: Seconds = Field(3600.0, description="an incident that only warns closes after this long unseen")
 
@@ -226,14 +246,14 @@ class Probes(Section):
     memory: bool = True
     disk: bool = True
     system: bool = True
-    gpu_every: Seconds = 15.0
-    gpu_deadline: Seconds = 10.0
-    links_every: Seconds = 1.0
-    folder: Path = Field(sources.PROBES, description="the site's own probes")
-    site_every: Seconds = 60.0
-    site_deadline: Seconds = Field(10.0, description="a site's probe that takes longer is ended")
-    counters_every: Seconds = Field(30.0, description="how often rates and error counters of links are read")
-    host_every: Seconds = Field(60.0, description="how often PCIe, memory, disks and the rest are looked at")
+    gpu_every: Period = 15.0
+    gpu_deadline: Period = 10.0
+    links_every: Period = 1.0
+    folder: Absolute = Field(sources.PROBES, description="the site's own probes")
+    site_every: Period = 60.0
+    site_deadline: Period = Field(10.0, description="a site's probe that takes longer is ended")
+    counters_every: Period = Field(30.0, description="how often rates and error counters of links are read")
+    host_every: Period = Field(60.0, description="how often PCIe, memory, disks and the rest are looked at")
 
 
 class Links(Section):
@@ -273,6 +293,12 @@ class Nodes(Section):
     )
 
 
+class Generated(Section):
+    """What `config generate` prints."""
+
+    nodes: tuple[Nodes, ...]
+
+
 class Config(Section):
     mode: Literal["observe", "drain", "requeue"] = "observe"
     controller: Annotated[
@@ -282,8 +308,8 @@ class Config(Section):
         Field(min_length=1, description="several: one acts, the others stand by"),
     ] = (f"localhost:{DEFAULT_PORT}",)
     when_alone: Literal["observe", "refuse"] = "observe"
-    run_dir: Path = Path("/run/slurm-health")
-    state_dir: Path = Path("/var/lib/slurm-health")
+    run_dir: Absolute = Path("/run/slurm-health")
+    state_dir: Absolute = Path("/var/lib/slurm-health")
     auth: Auth = Auth()
     budget: Budget = Budget()
     requeue: Requeue = Requeue()
@@ -351,7 +377,10 @@ def read(explicit: str | None = None) -> tuple[Config, dict[str, str]]:
     for file in files:
         try:
             table = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except OSError as error:
+            mistakes.append(f"{file}: {error.strerror}")
+            continue
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             mistakes.append(f"{file}: {error}")
             continue
         _merge(merged, table, file, origins, "")
@@ -371,6 +400,19 @@ def read(explicit: str | None = None) -> tuple[Config, dict[str, str]]:
     if mistakes:
         raise ConfigError(mistakes)
     return config, origins
+
+
+def sections(file: Path) -> list[dict[str, Any]]:
+    """The [[nodes]] tables of one file, in which nothing else stands. ConfigError on any mistake."""
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        Generated.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError([_mistake(detail, {}, file) for detail in error.errors()]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{file}: {error}"]) from None
+    nodes: list[dict[str, Any]] = table["nodes"]
+    return nodes
 
 
 def _merge(
