@@ -305,6 +305,7 @@ class Munge:
     """MUNGE credentials through libmunge (munge(3)); munged itself refuses old and replayed ones."""
 
     SOCKET = 8  # MUNGE_OPT_SOCKET in munge.h
+    UNHEARD = 6  # EMUNGE_SOCKET
 
     def __init__(self, socket: str = "") -> None:
         name = ctypes.util.find_library("munge") or "libmunge.so.2"
@@ -325,7 +326,8 @@ class Munge:
         return context
 
     def _words(self, error: int) -> str:
-        return f"MUNGE: {self.library.munge_strerror(error).decode()}"
+        hint = "; is munged running on this host?" if error == self.UNHEARD else ""
+        return f"MUNGE: {self.library.munge_strerror(error).decode()}{hint}"
 
     def sign(self, payload: bytes) -> str:
         context, credential = self._context(), ctypes.c_void_p()

@@ -19,7 +19,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from slurm_health import __version__, wire
+from slurm_health import __version__, rules, wire
 from slurm_health.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,11 @@ def test_help_of_the_whole_and_its_version() -> None:
     assert result.exit_code == 0
     assert all(words[0] in result.output for words in ALL)
     assert call("--version").output == f"slurm-health, version {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [(), ("incidents",), ("config",), ("sandbox",)], ids=" ".join)
+def test_a_list_of_commands_says_of_each_in_a_whole_line_what_it_does(words: tuple[str, ...]) -> None:
+    assert "..." not in call(*words, "--help").output.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -510,7 +515,7 @@ def test_replay(tmp_path: Path) -> None:
     assert set(event) == {"line", "code", "device", "severity", "xid", "pid", "text"}
     assert (event["line"], event["code"], event["device"], event["xid"], event["pid"]) == (
         2, "GPU_XID_79", "0000:5d:00.0", 79, 1234)  # fmt: skip
-    assert call("replay", "--kmsg", str(file)).stderr == "1 hardware events\n"
+    assert call("replay", "--kmsg", str(file)).stderr == "1 hardware event\n"
 
 
 # -- the daemons
@@ -564,6 +569,31 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         assert process.stderr
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=20) == 130
+
+
+@pytest.mark.parametrize(("words", "out"), [(("explain",), "closed"), (("scan", "--every", "50ms"), "read")])
+def test_a_closed_pipe_is_no_traceback_and_no_warning(words: tuple[str, ...], out: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slurm_health", *words],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        assert process.stderr
+        if out == "read":
+            assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=20) == 128 + signal.SIGPIPE
+
+
+def test_a_mistake_of_ours_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "load", lambda _: 1 / 0)
+    result = call("probes")
+    assert (result.exit_code, "ZeroDivisionError" in result.stderr) == (70, True)
 
 
 # -- several controllers

@@ -34,7 +34,7 @@ def _answer(question: Callable[..., Any], *arguments: Any) -> Any:
 @json_option
 @config_option
 def status(as_json: bool, config_file: str | None) -> None:
-    """Show the cluster: mode, silent and drained nodes, open incidents.
+    """Show the cluster: mode, nodes out or silent, open incidents.
 
     Exit status: 0 ok, 1 warning, 2 critical, 3 unknown (the controller does not answer, or cannot act for
     want of Slurm or its ledger).
@@ -95,7 +95,7 @@ def incidents_list(
 @config_option
 @click.pass_context
 def incidents_show(context: click.Context, number: int, as_json: bool, config_file: str | None) -> None:
-    """Show one incident: evidence, what was done and when, what became of its jobs."""
+    """Show one incident: evidence, acts, what became of its jobs."""
     from slurm_health import text
 
     as_json, config_file = _either(context, as_json, config_file)
@@ -139,7 +139,10 @@ def job(number: str, as_json: bool, config_file: str | None) -> None:
 @click.option("--reason", default="", help="Why, for those who will ask.")
 @config_option
 def pause(span: str | None, nodes: str, reason: str, config_file: str | None) -> None:
-    """Observe and record, but touch nothing, for DURATION ("2h") or until unpause."""
+    """Touch nothing, for DURATION ("2h") or until unpause.
+
+    What breaks meanwhile is recorded.
+    """
     from slurm_health import duration
 
     try:

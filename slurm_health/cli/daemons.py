@@ -11,7 +11,7 @@ import click
 from slurm_health.cli.shell import (
     EX_CONFIG,
     EX_IOERR,
-    EX_UNAVAILABLE,
+    Cannot,
     config_option,
     hostname,
     load_config,
@@ -39,19 +39,13 @@ def _log(verbose: bool) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-class CannotStart(click.ClickException):
-    """Its exit status must not read as a sick node."""
-
-    exit_code = EX_UNAVAILABLE
-
-
-class NoLedger(CannotStart):
+class NoLedger(Cannot):
     """Trying again may help: systemd does."""
 
     exit_code = EX_IOERR
 
 
-class Misconfigured(CannotStart):
+class Misconfigured(Cannot):
     """Trying again does not help."""
 
     exit_code = EX_CONFIG
@@ -74,7 +68,10 @@ def node(
     state_dir: Path | None,
     verbose: bool,
 ) -> None:
-    """Run the node's daemon: sense, judge, report, keep the verdict for the prolog."""
+    """Run the node's daemon: sense, judge, report.
+
+    It keeps the verdict that the prolog reads.
+    """
     from slurm_health.node import NodeDaemon
 
     config = load_config(config_file)
@@ -84,7 +81,7 @@ def node(
             config, name or hostname(), root, run_dir or config.run_dir, state_dir or config.state_dir
         )
     except OSError as error:
-        raise CannotStart(f"{error.filename}: {error.strerror}") from None
+        raise Cannot(f"{error.filename}: {error.strerror}") from None
     daemon.run()
 
 
@@ -92,7 +89,7 @@ def node(
 @config_option
 @click.option("--verbose", is_flag=True, help="Log more.")
 def controller(config_file: str | None, verbose: bool) -> None:
-    """Run the controller beside slurmctld: decide, act, remember, answer."""
+    """Run the controller, beside slurmctld: decide, act, answer."""
     import asyncio
 
     from slurm_health.controller import Controller
@@ -126,7 +123,7 @@ def controller(config_file: str | None, verbose: bool) -> None:
     except LedgerError as error:
         raise NoLedger(str(error)) from None
     except Refused as error:
-        raise CannotStart(str(error)) from None
+        raise Cannot(str(error)) from None
     except OSError as error:
         ports = " or ".join(dict.fromkeys(str(port) for _, port in config.addresses))
-        raise CannotStart(f"cannot serve on port {ports}: {error.strerror}") from None
+        raise Cannot(f"cannot serve on port {ports}: {error.strerror}") from None

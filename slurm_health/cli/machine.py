@@ -16,6 +16,7 @@ from slurm_health.cli.shell import (
     EX_CONFIG,
     EX_UNAVAILABLE,
     LEVELS,
+    Cannot,
     Group,
     config_option,
     hostname,
@@ -74,7 +75,7 @@ def scan(as_json: bool, config_file: str | None, root: str, name: str | None, ev
 @json_option
 @config_option
 def probes(as_json: bool, config_file: str | None) -> None:
-    """List the probes, the site's own too, and the codes that come of them."""
+    """List the probes, the site's own too, and their codes."""
     from slurm_health import rules
     from slurm_health.probes import PROBES, site
 
@@ -101,9 +102,9 @@ def probes(as_json: bool, config_file: str | None) -> None:
 @click.option("--markdown", is_flag=True, help="All of them in tables, as in docs/FAULTS.md.")
 @config_option
 def explain(code: str | None, markdown: bool, config_file: str | None) -> None:
-    """Say what CODE means, how it is seen, what is done about it; without CODE, list them all.
+    """Say what CODE means, how it is seen, what is done then.
 
-    With a configuration the site's own rules are in it, too.
+    Without CODE all are listed. With a configuration the site's own rules are in it, too.
     """
     from slurm_health import explain, rules
 
@@ -121,10 +122,11 @@ def explain(code: str | None, markdown: bool, config_file: str | None) -> None:
 
 @click.command()
 @click.argument("readings", required=False, type=click.File("r"))
-@click.option("--rules", "others", help="A TOML file of [[rule]] tables: what they would change.")
+@click.option("--rules", "others", metavar="FILE", help="TOML of [[rule]] tables: what they would change.")
 @click.option(
     "--kmsg",
     "file",
+    metavar="FILE",
     type=click.File("r", errors="replace"),
     help="A kernel log: raw /dev/kmsg, dmesg (plain, -T, --time-format iso) or journalctl short-iso.",
 )
@@ -158,7 +160,7 @@ def _replay_log(file: Any, as_json: bool, config: Any) -> None:
             fault = f"{event['code']}({event['device']})"
             click.echo(f"{event['line']:>6}  {event['severity']:8}  {fault}  {event['text']}")
     if not as_json:
-        click.echo(f"{many} hardware events", err=True)
+        click.echo(f"{many} hardware event{'' if many == 1 else 's'}", err=True)
 
 
 def _replay_readings(file: Any, others: str | None, as_json: bool, config: Any) -> None:
@@ -172,7 +174,8 @@ def _replay_readings(file: Any, others: str | None, as_json: bool, config: Any) 
         try:
             new = rules.load([*config.rule, *tomllib.loads(Path(others).read_text()).get("rule", [])])
         except (OSError, tomllib.TOMLDecodeError, rules.RuleError) as error:
-            click.echo(f"{others}: {error}", err=True)
+            for line in str(error).splitlines():
+                click.echo(f"{others}: {line}", err=True)
             sys.exit(EX_CONFIG)
     try:
         looks = history.looks(file)
@@ -198,8 +201,10 @@ def config() -> None:
 @click.option("--notify", is_flag=True, help="Send a test message by each way that [notify] names.")
 @config_option
 def config_check(notify: bool, config_file: str | None) -> None:
-    """Name every mistake with its file and path; exit 78 if there is one."""
+    """Name every mistake with its file and path.
 
+    Exit status: 0 no mistake, 78 mistakes; with --notify 69 where a message cannot be sent.
+    """
     loaded = load_config(config_file)
     file = sources.path(config_file)
     click.echo(f"{file}: no mistakes" if file.exists() else f"{file} does not exist: the defaults hold")
@@ -245,7 +250,9 @@ def config_show(as_json: bool, config_file: str | None) -> None:
 @root_option
 @click.option("--match", help="For which nodes; else this host.")
 def config_generate(files: tuple[str, ...], root: str, match: str | None) -> None:
-    """Print the [[nodes]] section that expects what this machine has. Run it on a healthy node.
+    """Print a [[nodes]] section that expects what this machine has.
+
+    Run it on a healthy node.
 
     With FILES, what it printed on several nodes: one section for all that have the same, and how the others
     differ.
@@ -260,7 +267,7 @@ def config_generate(files: tuple[str, ...], root: str, match: str | None) -> Non
     seen = scan.scan(Host(root), baseline.Expectations(), rules.load(), library)
     if seen.verdict not in ("ok", "warning"):
         click.echo(seen.text(), err=True)
-        raise click.ClickException("this machine is not healthy: what it lacks would be expected of none")
+        raise Cannot("this machine is not healthy: what it lacks would be expected of none")
     learned = baseline.Baseline()
     for report in seen.reports:
         learned, _ = baseline.learn(learned, report)
@@ -268,20 +275,12 @@ def config_generate(files: tuple[str, ...], root: str, match: str | None) -> Non
 
 
 def _merged(files: tuple[str, ...]) -> str:
-    import tomllib
-
     from slurm_health import config, expected
 
-    sections: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            found = tomllib.loads(Path(file).read_text(encoding="utf-8"))["nodes"]
-            for number, section in enumerate(found):
-                config.Nodes.model_validate(section)
-                sections.append(found[number])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise click.UsageError(f"{file} is no output of `config generate`: {error}") from None
-    return expected.merge(sections)
+    try:
+        return expected.merge([one for file in files for one in config.sections(Path(file))])
+    except config.ConfigError as error:
+        raise click.UsageError(f"no output of `config generate`: {error}") from None
 
 
 def _flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from slurm_health.cli.shell import Group, json_option, show
+from slurm_health.cli.shell import Cannot, Group, json_option, show
 
 
 @click.group(cls=Group)
@@ -17,7 +17,7 @@ from slurm_health.cli.shell import Group, json_option, show
 )
 @click.pass_context
 def sandbox(context: click.Context, folder: str | None) -> None:
-    """Try it without hardware: a real Slurm on this machine over fake GPUs and links."""
+    """Try it without hardware: a real Slurm over fake GPUs."""
     from slurm_health.sandbox.cluster import Sandbox
 
     context.obj = Sandbox(folder)
@@ -32,7 +32,7 @@ class _Plainly:
         from slurm_health.sandbox import SandboxError
 
         if isinstance(error, SandboxError):
-            raise click.ClickException(str(error)) from None
+            raise Cannot(str(error)) from None
 
 
 @sandbox.command("up")
@@ -94,7 +94,7 @@ def sandbox_down(box: Any) -> None:
 @click.option("--nics", default=2, show_default=True, type=click.IntRange(0, 8), help="Ethernet ports.")
 @click.pass_obj
 def sandbox_machine(box: Any, gpus: int, ports: int, nics: int) -> None:
-    """Make this host alone a fake machine, without a cluster: for containers that are nodes of one."""
+    """Make this host a fake machine, as a node in a container."""
     with _Plainly():
         box.become_machine(gpus, ports, nics)
 
@@ -120,9 +120,9 @@ def sandbox_inject(
     kill: bool,
     as_json: bool,
 ) -> None:
-    """Break something of NODE: xid CODE --gpu N, gpu-lost --gpu N, ib-down --port N,
-    ... GPU or port 0 where none is named.
+    """Break something of NODE.
 
+    Such as xid CODE --gpu N, gpu-lost --gpu N, ib-down --port N; GPU or port 0 where none is named.
     `slurm-health sandbox faults` lists them all.
     """
     with _Plainly():
@@ -131,17 +131,19 @@ def sandbox_inject(
 
 
 @sandbox.command("faults")
-def sandbox_faults() -> None:
+@json_option
+def sandbox_faults(as_json: bool) -> None:
     """List the faults that can be injected."""
     from slurm_health import text
     from slurm_health.sandbox.faults import FAULTS
 
-    click.echo(
-        text.table(
-            ("FAULT", "NEEDS", "WHAT"),
-            [(fault.name, " ".join(sorted(fault.needs)) or "-", fault.text) for fault in FAULTS.values()],
-        )
-    )
+    rows = [{"fault": one.name, "needs": sorted(one.needs), "what": one.text} for one in FAULTS.values()]
+
+    def words(rows: list[dict[str, Any]]) -> str:
+        cells = [(row["fault"], " ".join(row["needs"]) or "-", row["what"]) for row in rows]
+        return text.table(("FAULT", "NEEDS", "WHAT"), cells)
+
+    show(rows, as_json, words)
 
 
 @sandbox.command("clear")
@@ -189,7 +191,10 @@ def sandbox_status(box: Any, as_json: bool) -> None:
 @sandbox.command("env")
 @click.pass_obj
 def sandbox_env(box: Any) -> None:
-    """Print the shell's lines to use it: eval "$(slurm-health sandbox env)"."""
+    """Print the shell's lines to use it.
+
+    eval "$(slurm-health sandbox env)"
+    """
     for key, value in box.env().items():
         click.echo(f"export {key}={shlex.quote(value)}")
 
@@ -208,7 +213,7 @@ def sandbox_run(box: Any, command: tuple[str, ...]) -> None:
 @click.option("--keep", is_flag=True, help="Leave the sandbox up afterwards.")
 @click.pass_obj
 def sandbox_demo(box: Any, keep: bool) -> None:
-    """Break a GPU under a checkpointing job and watch the job come back."""
+    """Break a GPU under a job and watch the job come back."""
     from slurm_health.sandbox.demo import demo
 
     with _Plainly():

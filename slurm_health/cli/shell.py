@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +17,29 @@ import click
 LEVELS = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
 EX_IOERR = 74
 EX_CONFIG = 78
 
 
+class Cannot(click.ClickException):
+    """Why a command cannot do its work, in a line."""
+
+    exit_code = EX_UNAVAILABLE
+
+
 class Group(click.Group):
-    """Usage errors exit with 64: a typo must never read as a sick node."""
+    """No typo, closed pipe or mistake of ours reads as a sick node. Commands are listed in our order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `| head` has seen enough; what is left to flush goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -36,7 +55,10 @@ class Group(click.Group):
             sys.exit(error.exit_code)
         except click.Abort:
             click.echo("interrupted", err=True)
-            sys.exit(130)
+            sys.exit(128 + signal.SIGINT)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(EX_SOFTWARE)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
