@@ -155,7 +155,7 @@ LIBRARIES = {
     "pyslurm": {"slurm.worker"},
     "psutil": below("sandbox"),
     "ClusterShell": {
-        *("config", "expected", "rescue", "owner", "place", "web", "gres", "slurm.scontrol", "slurm.api"),
+        *("config", "expected", "rescue", "owner", "place", "web", "gres", "slurm.scontrol"),
         "sandbox.demo",
     },
 }

@@ -17,7 +17,7 @@ from slurm_health.ledger import LedgerError
 from slurm_health.model import Job, Node
 from slurm_health.sandbox.daemon import await_until, identity
 from slurm_health.slurm import Rejected, Site, SlurmError, Unreachable, scontrol
-from slurm_health.slurm.scontrol import JOB_FIELDS, NODE_FIELDS, Commands
+from slurm_health.slurm.scontrol import JOB_FIELDS, NODE_FIELDS, Commands, hostlist
 
 START, END = "2026-01-02T03:04:05", "2026-01-02T04:04:05"
 STARTED, ENDED = (time.mktime(time.strptime(one, "%Y-%m-%dT%H:%M:%S")) for one in (START, END))
@@ -317,6 +317,21 @@ def test_only_jobs_that_were_asked_for(bin_: Bin) -> None:
     assert [job.label for job in found.values()] == ["4711_1"]
 
 
+@pytest.mark.parametrize(
+    ("names", "folded"),
+    [
+        (["n2", "n1", "n2"], "n[1-2]"),
+        (["n01", "n1", "n001"], "n[1,01,001]"),
+        (["rack1-node01", "rack2-node01", "rack2-node02"], "rack1-node01,rack2-node[01-02]"),
+        (["gpu01-ib", "gpu02-ib", "gpu01"], "gpu01,gpu01-ib,gpu02-ib"),
+        (["login", "r1n2s4", "r1n2s3"], "login,r1n2s[3-4]"),
+        ([], ""),
+    ],
+)
+def test_numbers_are_folded_at_the_end_of_names_only(names: list[str], folded: str) -> None:
+    assert hostlist(names) == folded
+
+
 def test_nodes_by_name(bin_: Bin) -> None:
     bin_.put(
         "sinfo",
@@ -515,6 +530,7 @@ def test_a_sites_habits_do_not_leak(bin_: Bin, monkeypatch: pytest.MonkeyPatch) 
         env = dict(pair.split("=", 1) for pair in file.read_text().splitlines() if "=" in pair)
         assert [name for name, value in env.items() if value == "leaked"] == []
         assert (env["LC_ALL"], env["SLURM_CONF"]) == ("C", "/site/slurm.conf")
+        assert {"SINFO_LOCAL", "SQUEUE_LOCAL"} <= env.keys()  # of a federation our cluster only
     bin_.call(CALLS["drain"], conf="/ours/slurm.conf")
     assert "SLURM_CONF=/ours/slurm.conf\n" in (bin_.folder / "scontrol.env").read_text()
 

@@ -17,11 +17,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from ClusterShell.NodeSet import NodeSet
-
 from slurm_health.model import Job, Node
 from slurm_health.slurm import Site, SlurmError, Unreachable
-from slurm_health.slurm.scontrol import NO_REASON, RELEASE, Commands, flags, made, refusal
+from slurm_health.slurm.scontrol import NO_REASON, RELEASE, Commands, flags, hostlist, made, refusal
 
 log = logging.getLogger(__name__)
 
@@ -279,21 +277,21 @@ class Api(Commands):
     async def drain(self, names: Iterable[str], reason: str) -> None:
         wanted = list(names)
         try:
-            await self._ask("drain", str(NodeSet.fromlist(wanted)), reason)
+            await self._ask("drain", hostlist(wanted), reason)
         except ByCommands:
             await super().drain(wanted, reason)
 
     async def down(self, names: Iterable[str], reason: str) -> None:
         wanted = list(names)
         try:
-            await self._ask("down", str(NodeSet.fromlist(wanted)), reason)
+            await self._ask("down", hostlist(wanted), reason)
         except ByCommands:
             await super().down(wanted, reason)
 
     async def resume(self, names: Iterable[str]) -> None:
         wanted = list(names)
         try:
-            await self._ask("resume", str(NodeSet.fromlist(wanted)))
+            await self._ask("resume", hostlist(wanted))
         except ByCommands:
             await super().resume(wanted)
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
+from string import digits
 from typing import Self
 
 from ClusterShell.NodeSet import NodeSet
@@ -76,10 +77,22 @@ SILENT = (
 )
 # What changes, like a site's SQUEUE_*, what is printed, and in which words.
 HABITS = {"SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SLURM_BITSTR_LEN", "SLURM_JSON", "SLURM_YAML"}
+# Of a federation (FederationParameters=fed_display) only this cluster: another one's n1 is another node.
+OURS = {"LC_ALL": "C", "SINFO_LOCAL": "1", "SQUEUE_LOCAL": "1"}
 
 
 def _format(fields: Iterable[str]) -> str:
     return ",".join(f"{field}:|" for field in fields)
+
+
+def hostlist(names: Iterable[str]) -> str:
+    """These nodes, folded as every Slurm reads it: numbers at the very end of a name only. ClusterShell also
+    writes rack[1-2]-node1, to which Slurm says "Invalid hostlist" until 23.02 (hostlist.c).
+    """
+    alike: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        alike.setdefault(name.rstrip(digits), []).append(name)
+    return ",".join(str(NodeSet.fromlist(group)) for group in alike.values())
 
 
 def moment(text: str) -> float:
@@ -201,7 +214,7 @@ class Commands:
             key: value
             for key, value in os.environ.items()
             if key not in HABITS and not key.startswith(("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"))
-        } | {"LC_ALL": "C"}
+        } | OURS
         if conf:
             self.environment["SLURM_CONF"] = conf
         self.bin = bin
@@ -262,8 +275,7 @@ class Commands:
         return out.decode(errors="replace")
 
     async def nodes(self, names: Iterable[str] = ()) -> dict[str, Node]:
-        wanted = NodeSet.fromlist(list(names))
-        only = ("-n", str(wanted)) if wanted else ()
+        only = ("-n", wanted) if (wanted := hostlist(names)) else ()
         out = await self._run("sinfo", "-h", "-N", *only, "-O", _format(NODE_FIELDS))
         # A reason may hold a line feed; what follows it is no node.
         lines = [line for line in out.splitlines() if line.count("|") >= len(NODE_FIELDS) - 1]
@@ -292,10 +304,10 @@ class Commands:
         return {one.id: one for one in found if one.id in wanted}
 
     async def jobs_on(self, names: Iterable[str]) -> list[Job]:
-        return await self._jobs("-w", str(NodeSet.fromlist(list(names))))
+        return await self._jobs("-w", hostlist(names))
 
     async def _set(self, names: Iterable[str], state: str, *more: str) -> None:
-        where = str(NodeSet.fromlist(list(names)))
+        where = hostlist(names)
         await self._change("scontrol", "update", f"NodeName={where}", f"State={state}", *more)
 
     async def drain(self, names: Iterable[str], reason: str) -> None:
@@ -331,7 +343,7 @@ class Commands:
         await self._change("scontrol", "update", f"JobId={label}", f"Nice={nice}")
 
     async def reserve(self, name: str, nodes: Iterable[str]) -> None:
-        where = ("Users=root", f"Nodes={NodeSet.fromlist(list(nodes))}", "StartTime=now", "Duration=1")
+        where = ("Users=root", f"Nodes={hostlist(nodes)}", "StartTime=now", "Duration=1")
         await self._change("scontrol", "create", f"ReservationName={name}", *where, "Flags=IGNORE_JOBS")
 
     async def unreserve(self, name: str) -> None:
