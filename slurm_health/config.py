@@ -286,7 +286,7 @@ class Nodes(Section):
     pcie: dict[str, Annotated[str, AfterValidator(_pcie)]] = Field(
         {}, description='the link of each PCI address: "16 GT/s x16", or "x16" where the speed may change'
     )
-    memory: float | None = Field(None, gt=0, description="GiB that Linux can use (MemTotal)")
+    memory: float | None = Field(None, gt=0, description="GiB of RAM: MemTotal, and a crash kernel's")
     services: tuple[str, ...] = Field((), description='systemd units that should run: "nvidia-fabricmanager"')
     ignore: tuple[str, ...] = Field(
         (), description='device globs that are never judged, ports not even read: "mlx5_bond_0/*"'

@@ -32,11 +32,7 @@ def _has(baseline: Baseline) -> dict[str, Any]:
         has["gpu"] = {"model": models[0] if len(models) == 1 else models}
     if sizes := _numbers(its.get("memory") for its in baseline.gpus.values()):
         has["gpu"] = {**has.get("gpu", {}), "memory": min(sizes)}
-    ports = {
-        name: its.get("rate")
-        for name, its in baseline.ports.items()
-        if its.get("layer", "InfiniBand") == "InfiniBand"
-    }
+    ports = {name: its.get("rate") for name, its in baseline.ports.items() if its.get("layer") != "Ethernet"}
     speeds = {name: _gbps(its.get("speed")) for name, its in baseline.nics.items()}
     has |= {key: _links(rates) for key, rates in (("infiniband", ports), ("nics", speeds)) if rates}
     if "total" in (whole := baseline.memory.get("", {})):

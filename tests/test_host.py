@@ -91,6 +91,8 @@ def test_local_file_systems_only(tmp_path: Path) -> None:
     nodes.link(tmp_path, "dev/mapper/vg-s", "../dm-3")
     readings = tuple(disk(Host(tmp_path)))
     assert values(readings) == {
+        ("disk.mount", "vda1"): "/",
+        ("disk.mount", "dm-3"): "/scratch one",
         ("disk.read_only", "vda1"): False,  # one of its mounts can be written
         ("disk.used", "vda1"): 95.0,
         ("disk.inodes", "vda1"): 90.0,

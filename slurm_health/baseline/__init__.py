@@ -77,7 +77,7 @@ def expect(baseline: Baseline | None, expectations: Expectations, report: Report
         case "memory":
             derived = memory.expect(known.memory, expectations, facts, readings)
         case "disk":
-            derived = host.expect_disks(known.disks, readings)
+            derived = host.expect_disks(known.disks, facts, readings)
         case "system":
             derived = host.expect_clock(known.clock, readings)
     return (*readings, *(one for one in derived if not expectations.ignored(one.device)))

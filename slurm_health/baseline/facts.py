@@ -21,7 +21,7 @@ class Expectations:
     Rates in Gb/s, those of `ib_rates` and `nic_rates` by pattern of ports that differ from the others; memory
     in GiB; `gpu_models` are patterns of NVML's names; of PCIe links by address their width (lanes) and speed
     (GT/s, 0: any). `ignore` holds patterns of devices that are never judged. The InfiniBand numbers are for
-    ports whose link layer is InfiniBand: an Ethernet port of the same adapter is a NIC.
+    ports whose link layer is not Ethernet: an Ethernet port of the same adapter is a NIC.
     """
 
     gpus: int | None = None

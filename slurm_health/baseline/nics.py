@@ -1,6 +1,6 @@
 """What network ports were when they had a link, and what their readings mean beside that. Pure.
 
-Of each NIC: `pci`, `speed` (Mb/s), and `master` (its bond).
+Of each NIC: `pci` (where it has an address), `speed` (Mb/s), and `master` (its bond).
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ def learn(known: Devices, facts: Devices, sick: set[str]) -> Learned:
     nics = dict(known)
     notes = []
     for device, seen in facts.items():
-        # only a full pass has the address, by which a renamed port is known again
-        if seen.get("nic.carrier") is not True or device in sick or "nic.pci" not in seen:
+        if seen.get("nic.carrier") is not True or device in sick:
             continue
         before = known.get(device, {})
-        new: Facts = {"pci": seen["nic.pci"]}
+        new: Facts = {}
+        if (
+            pci := seen.get("nic.pci", before.get("pci"))
+        ) is not None:  # by which a renamed port is known again
+            new["pci"] = pci
         speeds = [speed for speed in (seen.get("nic.speed"), before.get("speed")) if isinstance(speed, int)]
         if speeds:
             new["speed"] = max(speeds)
@@ -69,7 +72,11 @@ def expect(known: Devices, expectations: Expectations, facts: Devices) -> Iterat
     for device, its in known.items():
         if device in facts:
             yield Reading("nic.missing", device, False)
-        elif its.get("pci") not in addresses and its.get("pci") not in bus:
-            yield Reading("nic.missing", device, True, f"{its.get('pci')} is no longer on PCI")
+        elif "pci" in its and its["pci"] not in addresses and its["pci"] not in bus:
+            gone = f"{its['pci']} is no longer on PCI"
+            # a virtual machine's host takes an accelerated port away for a while: the one over it goes on
+            spared = nics.get(str(its.get("master")), {}).get("nic.carrier") is True
+            yield Reading("nic.missing", device, not spared, gone)
+            yield Reading("nic.degraded", device, spared, gone)
     if wanted is not None:
         yield Reading("nic.missing", "", len(nics) < wanted, f"{len(nics)} of {wanted} network ports")

@@ -34,13 +34,15 @@ def learn(known: Devices, facts: Devices, sick: set[str]) -> Learned:
 
 def expect(known: Devices, expectations: Expectations, facts: Devices) -> Iterator[Reading]:
     """`infiniband.down`, `.never_up` and `.slow` of the ports that are here; `.missing`."""
-    # an Ethernet port is judged as a NIC: its admin may take it down, bonding takes its device away
+    # an Ethernet port is judged as a NIC: its admin may take it down, bonding takes its device away. EFA is
+    # neither (its link layer is "Unknown") and has nobody else to look at it
     ports = {
         device: seen
         for device, seen in facts.items()
-        if "infiniband.state" in seen and seen.get("infiniband.link_layer", "InfiniBand") == "InfiniBand"
+        if "infiniband.state" in seen and seen.get("infiniband.link_layer") != "Ethernet"
     }
     active = [device for device, seen in ports.items() if seen["infiniband.state"] == "ACTIVE"]
+    cards = {_card(ports[device]) for device in active} - {""}
     wanted = expectations.ib_ports
     for device, seen in ports.items():
         up = seen["infiniband.state"] == "ACTIVE"
@@ -53,7 +55,9 @@ def expect(known: Devices, expectations: Expectations, facts: Devices) -> Iterat
             if up or wanted is not None:
                 short = wanted is not None and len(active) < wanted
                 yield Reading("infiniband.down", device, not up and short, state)
-            never = not up and seen.get("infiniband.phys_state") != "Disabled"
+            # of a card with two plugs often one is used
+            unused = seen.get("infiniband.phys_state") == "Disabled" or _card(seen) in cards
+            never = not up and not unused
             yield Reading("infiniband.never_up", device, never, state)
         now = seen.get("infiniband.rate")
         configured = rate(device, expectations.ib_rates, expectations.ib_gbps)
@@ -66,10 +70,15 @@ def expect(known: Devices, expectations: Expectations, facts: Devices) -> Iterat
     for device, its in known.items():
         if device in facts:
             yield Reading("infiniband.missing", device, False)
-        elif its.get("layer", "InfiniBand") == "InfiniBand" and its.get("pci") not in addresses:
+        elif its.get("layer") != "Ethernet" and its.get("pci") not in addresses:
             yield Reading(
                 "infiniband.missing", device, True, f"not in /sys/class/infiniband ({its.get('pci')})"
             )
     if wanted is not None:
         missing = len(ports) < wanted
         yield Reading("infiniband.missing", "", missing, f"{len(ports)} of {wanted} InfiniBand ports")
+
+
+def _card(seen: Facts) -> str:
+    """Its PCI address without the function, "" where it has none."""
+    return str(seen["infiniband.pci"]).partition(".")[0] if "infiniband.pci" in seen else ""

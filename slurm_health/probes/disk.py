@@ -20,8 +20,8 @@ LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "vfat", "xf
 def disk(host: Host) -> Iterator[Reading]:
     """By kernel name ("nvme0n1p2", "dm-0"; a pool's for ZFS): `disk.used` and `disk.inodes`, percent in use
     as df(1) counts them, and `disk.read_only`. A file system that is mounted several times counts once: it
-    can be written when one of its mounts can. Of each disk ("nvme0n1", "sda") `disk.model`, `disk.serial`
-    and `disk.pci`, its address or that of what it is connected to.
+    can be written when one of its mounts can; the first of them is `disk.mount`. Of each disk ("nvme0n1",
+    "sda") `disk.model`, `disk.serial` and `disk.pci`, its address or that of what it is connected to.
     """
     for name in host.names(BLOCK):
         if host.exists(f"{BLOCK}/{name}/device"):  # not loop, dm, md, zram
@@ -41,6 +41,7 @@ def disk(host: Host) -> Iterator[Reading]:
         first, read_only = found.get(device, (mount, True))
         found[device] = first, read_only and "ro" in words[3].split(",")
     for device, (mount, read_only) in found.items():
+        yield Reading("disk.mount", device, mount)
         yield Reading("disk.read_only", device, read_only, f"{mount} is mounted read-only")
         if read_only or (space := host.space(mount)) is None:
             continue

@@ -46,9 +46,9 @@ class InfiniBand:
     """The RDMA ports of one machine; device as in "mlx5_4/1". Those that `ignored` names are not even read:
     on some machines the kernel logs a line for each question to a port that is not ours to ask.
 
-    Left alone, too: virtual functions, whose link follows the physical function's; and the ConnectX functions
-    by which Fabric Manager runs the NVSwitches of HGX B200 and later ("SW_MNG" in their vital product data),
-    for whose ports the firmware refuses to answer.
+    Left alone, too: virtual and sub-functions, whose link follows the physical function's; and the ConnectX
+    functions by which Fabric Manager runs the NVSwitches of HGX B200 and later ("SW_MNG" in their vital
+    product data), for whose ports the firmware refuses to answer.
     """
 
     def __init__(self, host: Host, ignored: Callable[[str], bool] = lambda device: False) -> None:
@@ -120,7 +120,8 @@ class InfiniBand:
         key = (name, pci)
         if key not in self._adapters:
             restricted = "SW_MNG" in (self._host.text(f"{folder}/device/vpd") or "")
-            if restricted or self._host.exists(f"{folder}/device/physfn"):
+            part = self._host.link(f"{folder}/device/subsystem") == "auxiliary"
+            if restricted or part or self._host.exists(f"{folder}/device/physfn"):
                 self._adapters[key] = None
             else:
                 guid = self._host.text(f"{folder}/node_guid") or ""

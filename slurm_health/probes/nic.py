@@ -15,22 +15,24 @@ from slurm_health.probes import pcie
 CLASS = "sys/class/net"
 ETHERNET = 1  # ARPHRD_ETHER in <linux/if_arp.h>; 32 is IPoIB, whose ports infiniband.py reads
 IFF_UP = 0x1  # <linux/if.h>
-CONTROLLER = "0x0200"  # PCI class: Ethernet controller
+CONTROLLER = "0x02"  # PCI class: network controllers, whatever they talk (a port of several kinds: 0x0280)
 RESTLESS = 60  # glances that still see everything after something changed
 ERRORS = ("rx_crc_errors", "rx_errors", "tx_errors")
-# phys_port_name of a port that stands for another's virtual function (Documentation/networking/switchdev.rst)
-REPRESENTOR = re.compile(r"(c\d+)?pf\d+((vf|sf)\d+)?")
+# phys_port_name of a port that stands for another's virtual function (Documentation/networking/switchdev.rst;
+# of a host's, on its DPU: "pf0hpf"; with its plug's number first: "p0pf0vf3")
+REPRESENTOR = re.compile(r"(p\d+)?(c\d+)?pf\d+((vf|sf)\d+|hpf)?")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 class Nic:
     """The Ethernet ports of one machine that have a plug: no virtual interfaces, virtual functions and their
-    stand-ins, sub-functions, IPoIB, nor USB (a board controller's, which comes and goes).
+    stand-ins, sub-functions, IPoIB, Wi-Fi, nor USB (a board controller's, which comes and goes). In a virtual
+    machine what its host gave it stands for a plug.
     """
 
     def __init__(self, host: Host) -> None:
         self._host, self._bus = host, pcie.Bus(host)
-        self._physical: dict[tuple[str, str], bool] = {}
+        self._plugs: dict[tuple[str, str], str | None] = {}
         self._links: dict[str, tuple[str | None, str | None]] = {}
         self._rest = 0
 
@@ -41,15 +43,16 @@ class Nic:
         return self.look(slow=False) if self._rest < RESTLESS else None
 
     def look(self, slow: bool = True) -> Iterator[Reading]:
-        """Each port's `nic.up` (by its admin), `nic.carrier`, `nic.pci`, and where it is in a bond
-        `nic.master`, the bond's name, and `nic.bond`, whether that has a carrier. With `slow` also
+        """Each port's `nic.up` (by its admin), `nic.carrier`, `nic.pci`, and where another carries on without
+        it `nic.master`, the name of the bond (or of Hyper-V's port over an accelerated one), and `nic.bond`,
+        whether that has a carrier. With `slow` also
         `nic.mac`, `nic.speed` (Mb/s), `nic.carrier_downs` (how often it lost its link) and error counts; and,
         also when a port has gone, `nic.on_pci` for each Ethernet controller, and how many are `nic.listed`.
         """
         host = self._host
         before, self._links = self._links, {}
         for name in host.names(CLASS):
-            if not self._plug(name):
+            if (pci := self._plug(name)) is None:
                 continue
             folder = f"{CLASS}/{name}"
             flags, carrier = self._links[name] = self._link(name)
@@ -58,10 +61,11 @@ class Nic:
             # fails with EINVAL while the port is down by its admin: then no reading
             if (number := _number(carrier)) is not None:
                 yield Reading("nic.carrier", name, bool(number))
-            if host.exists(f"{folder}/bonding_slave") and (master := host.link(f"{folder}/master")):
+            spared = host.exists(f"{folder}/bonding_slave") or host.exists(f"{folder}/master/device")
+            if spared and (master := host.link(f"{folder}/master")):  # a bridge spares none of its ports
                 yield Reading("nic.master", name, master)
                 yield Reading("nic.bond", name, host.number(f"{folder}/master/carrier") == 1)
-            if pci := host.link(f"{folder}/device"):
+            if pci:
                 yield Reading("nic.pci", name, pci)
             if slow:
                 yield from self._slow(name, folder)
@@ -93,22 +97,27 @@ class Nic:
             if (count := host.number(f"{folder}/statistics/{counter}")) is not None:
                 yield Reading(f"nic.{counter}", name, count, f"{counter} {count}")
 
-    def _plug(self, name: str) -> bool:
-        """Whether it is a physical port; told once for each device."""
+    def _plug(self, name: str) -> str | None:
+        """The PCI address of a physical port, "" where it has none (Hyper-V's), None for any other; told once
+        for each device."""
         folder = f"{CLASS}/{name}"
         device = self._host.link(f"{folder}/device")
         if device is None and not self._host.exists(f"{folder}/device"):
-            return False
+            return None
         key = (name, device or "")
-        if key not in self._physical:
+        if key not in self._plugs:
             host = self._host
-            self._physical[key] = (
+            physical = (
                 host.number(f"{folder}/type") in (ETHERNET, None)
                 and not host.exists(f"{folder}/device/physfn")
+                and not host.exists(f"{folder}/phy80211")
                 and host.link(f"{folder}/device/subsystem") not in ("usb", "auxiliary")
                 and not REPRESENTOR.fullmatch(host.text(f"{folder}/phys_port_name") or "")
             )
-        return self._physical[key]
+            # of a virtio port it is that of the device above
+            way = (key[1],) if pcie.ADDRESS.fullmatch(key[1]) else pcie.ancestry(host, f"{folder}/device")
+            self._plugs[key] = "".join(way[-1:]) if physical else None
+        return self._plugs[key]
 
 
 def _number(text: str | None) -> int | None:

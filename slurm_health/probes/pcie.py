@@ -72,9 +72,10 @@ class Pcie:
 
     def look(self) -> Iterator[Reading]:
         """For each device `pcie.width` (lanes) and `pcie.full_width`, `pcie.speed` and `pcie.full_speed`
-        (GT/s; not of GPUs, which slow their links down at rest) and `pcie.model`; for these and for bridges
-        `pcie.fatal`, `pcie.nonfatal` and `pcie.correctable`: errors since boot. What slot and card can is no
-        reading where it is not told.
+        (GT/s; not of GPUs, which slow their links down at rest) and `pcie.model`; for these, graphics boards
+        (which narrow theirs as well, nvidia-smi(1): NVML tells it under load) and bridges `pcie.fatal`,
+        `pcie.nonfatal` and `pcie.correctable`: errors since boot. What slot and card can is no reading where
+        it is not told.
         """
         host = self._host
         addresses = host.names(DEVICES) or self._by_bus()
@@ -85,7 +86,7 @@ class Pcie:
         for address, slot in self._slots.items():
             if slot is None:
                 continue
-            if slot.kind != "bridge":
+            if slot.kind not in ("bridge", "graphics"):
                 yield from self._link(address, slot)
             for name, total in AER.items():
                 count = _total(host.text(f"{slot.folder}/aer_dev_{name}"), total)
@@ -129,6 +130,8 @@ class Pcie:
             folder = f"{BUSES}/{address[:-5]}/device/{address}"
         words = [host.text(f"{folder}/{name}") or "" for name in IDENTITY]
         above = ancestry(host, folder)[:-1]
+        if (host.text(f"{folder}/class") or "").startswith(VGA):
+            what = "graphics"
         if what == "bridge" and len(above) % 2:
             what = "switch"  # a port's link is below it, a switch's is above: they take turns from the root
         ends = [folder, *([f"{DEVICES}/{above[-1]}"] if above else [])]
