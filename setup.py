@@ -28,11 +28,11 @@ setup(
         ("share/slurm-health/epilog", ["epilog/slurm-health.sh"]),
     ],
     install_requires=[
-        "aiohttp>=3.9",  # controller.py
+        "aiohttp>=3.9",  # web.py, sinks/notify.py
         "alembic>=1.13",  # ledger/
-        "click>=8.1",  # cli.py
-        "ClusterShell>=1.9",  # hostlists, in hostlist.py
-        "nvidia-ml-py>=12.535",  # probes/gpu.py
+        "click>=8.1",  # cli/
+        "ClusterShell>=1.9",  # hostlists
+        "nvidia-ml-py>=12.535",  # probes/gpu/
         "psutil>=5.9",  # sandbox
         "pydantic>=2.5",  # config.py
         "SQLAlchemy>=2.0.20",  # ledger/

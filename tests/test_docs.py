@@ -27,6 +27,19 @@ def test_each_command_is_in_the_readme(name: str) -> None:
         assert all(verb in row for verb in command.commands)
 
 
+PAGES = [TOP / "README.md", TOP / "docker/README.md", *sorted((TOP / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_each_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_each_page_is_named_in_the_readme() -> None:
+    assert all(f"](docs/{page.name}" in README for page in PAGES if page.parent.name == "docs")
+
+
 def keys(model: type[BaseModel], at: str = "") -> set[str]:
     found = set()
     for name, field in model.model_fields.items():
