@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm_health.sandbox import SandboxError, slurmconf
+from slurm_health.sandbox import SandboxError, slurmconf, tcp
 from slurm_health.sandbox.daemon import Daemon, await_until, end
 from slurm_health.sandbox.hardware import Machine
 from slurm_health.sandbox.library import build
@@ -39,7 +38,6 @@ _MARKER = "sandbox.json"
 # A socket's path holds 107 characters (unix(7)); slurmstepd makes
 # <folder>/nodes/<name>/spool/<name>_<job>.<step>.
 _LONGEST_FOLDER = 60
-_PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections (32768 and above)
 _START_LIMIT = 60.0  # seconds that one daemon may take to be ready, on a loaded machine
 _FILE_CLOCK = 0.01  # seconds that the clock of files lags behind (a tick of CONFIG_HZ=100)
 _SWEEPS = 5  # what is being ended may still start something: look again until nothing is found
@@ -187,7 +185,7 @@ class Sandbox:
         if kind == "slurmctld":
             return self._answers(["scontrol", "ping"], "UP")
         if kind == "controller":
-            return _listens(self._settings()["port"])
+            return tcp.listens(self._settings()["port"])
         if kind == "node":
             return self._first_pass_done(node)
         state = self._node_states().get(node, {}).get("state", "")
@@ -298,6 +296,7 @@ class Sandbox:
                 )
             self._sweep()
             self._empty()
+            tcp.release(self.folder)
             yield
 
     def _empty(self) -> None:
@@ -314,6 +313,7 @@ class Sandbox:
         self._sweep()
         (self.folder / _MARKER).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=False)
+        tcp.release(self.folder)
         progress(f"down in {time.monotonic() - began:.1f} s: {self.folder} is gone")
 
     def _sweep(self) -> None:
@@ -348,7 +348,7 @@ class Sandbox:
             for part in ("run", "state", "spool", "log"):
                 (layout.node(name) / part).mkdir(parents=True)
             Machine.build(layout.hardware(name), name, gpus=gpus, ports=ports, nics=nics)
-        numbers = _free_ports(len(names) + 2)
+        numbers = tcp.claim(self.folder, len(names) + 2)
         port = numbers.pop()
         dialect = slurmconf.dialect(_release(release))
         files = {
@@ -572,23 +572,3 @@ def _check_path(folder: Path) -> None:
         )
     if not re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII):
         raise SandboxError(f"{folder}: slurm.conf cannot hold such a path; use letters, digits, ., _, -, +")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, from a random place so that two sandboxes seldom meet."""
-    found: list[int] = []
-    for port in random.sample(_PORTS, 50 * count):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("", port))
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise SandboxError(f"no {count} free TCP ports from {_PORTS.start} to {_PORTS.stop - 1}")
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
-        return True
-    return False

@@ -438,18 +438,14 @@ def _standing():
 BEYOND = (AssertionError, SandboxError, client.ClientError)  # what a cluster that cannot be healed says
 
 
-def _begun(tries=2):
-    """A new cluster. Where another has taken one of its ports in the same moment, one more."""
+def _begun():
     one = Cluster()
     try:
         one.up()
         one.heal()
-    except BEYOND as error:
-        print(f"a cluster that did not begin: {error}")
+    except BEYOND:
         one.down()
-        if tries == 1:
-            raise
-        return _begun(tries - 1)
+        raise
     return one
 
 

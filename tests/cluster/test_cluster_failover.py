@@ -17,7 +17,8 @@ from conftest import BACKEND, SITE, Cluster
 from test_cluster_crashes import all_was_done_once
 
 from slurm_health import client, config
-from slurm_health.sandbox.cluster import Sandbox, _free_ports, _listens
+from slurm_health.sandbox import tcp
+from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.sandbox.daemon import Daemon
 
 pytestmark = pytest.mark.cluster
@@ -43,7 +44,7 @@ class Hosts(Sandbox):
         marker = self.folder / "sandbox.json"
         settings = json.loads(marker.read_text())
         layout = self.layout
-        ports = dict(zip(HOSTS, [settings["port"], *_free_ports(1)], strict=True))
+        ports = dict(zip(HOSTS, [settings["port"], *tcp.claim(self.folder, 1)], strict=True))
         (layout.folder / "hosts").write_text(
             "".join(
                 f"{line}\n" for line in ["127.0.0.1 localhost", *(f"{HOSTS[name]} {name}" for name in HOSTS)]
@@ -90,7 +91,7 @@ class Hosts(Sandbox):
         if name == "slurmctld:ctl2":
             return self._answers(["scontrol", "ping"], "ctl2 is UP")
         if name == "controller:ctl2":
-            return _listens(self._settings()["ports"]["ctl2"])
+            return tcp.listens(self._settings()["ports"]["ctl2"])
         return super().ready(name)
 
 
