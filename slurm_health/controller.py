@@ -112,14 +112,18 @@ class Controller:
         self.silence.heard(report)
         self.cards[report.node] = report.cards
         self.reported[report.node] = (time.time(), report.verdict)
-        changed = self.ledger.take(report, time.time())
-        for incident in filter(None, map(self.ledger.incident, changed[:LINES])):
+        changed = [
+            one for number in self.ledger.take(report, time.time()) if (one := self.ledger.incident(number))
+        ]
+        for incident in changed[:LINES]:
             level = logging.ERROR if incident.pressing else logging.WARNING
             what = " has cleared" if incident.cleared else ""
             log.log(level, "%s: incident %d %s%s", incident.node, incident.id, incident.words, what)
         if len(changed) > LINES:
             log.warning("%s: and %d incidents more", report.node, len(changed) - LINES)
-        self.ledger.reconsider(changed, policy.SUSPECT)  # this evidence may be of another job
+        for incident in changed:
+            if incident.held.startswith(policy.SUSPECT):  # this evidence may be of another job
+                self.ledger.hold(incident.id, "")
         if changed or report.opened or any(card.refused for card in report.cards):
             self.look_at(report.node)
         return self.decision(report.node)

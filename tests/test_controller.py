@@ -9,6 +9,7 @@ from test_return import LINK, Resuming
 from test_web import asynchronous, site
 
 from slurm_health.model import Card, Finding, Severity, Urgency
+from slurm_health.wire import NodeReport
 
 XID = Finding("GPU_XID_79", Severity.CRITICAL, "0000:5d:00.0", "gone", "Xid 79", Urgency.NOW, 9.0, "b/2")
 
@@ -54,3 +55,19 @@ async def test_what_is_newer_than_a_resume_outlives_the_end_of_our_refusal(
         assert told == {"IB_PORT_DOWN": True} | {one.code: False for one in newer}
         assert slurm.known["n1"].out is bool(newer)
         assert [row.name for row in here.ledger.out_by_us()] == ["n1"] * len(newer)
+
+
+@asynchronous
+async def test_a_node_left_alone_for_a_suspect_job_goes_out_by_evidence_that_cannot_be_its_own(
+    tmp_path: Path,
+) -> None:
+    slurm = Resuming()
+    async with site(tmp_path, slurm, mode="drain") as here:
+        here.ledger.take(NodeReport("n1", boot="b", opened=(XID,), standing=("b/2",)), time.time())
+        here.ledger.hold(1, "suspect job: 7 met GPU_XID_79 on n2, n3, n1")
+        here.controller.look_at("n1")
+        await here.settle()
+        assert slurm.done == []
+        await here.report(replace(XID, moment="b/3"))
+        await here.settle()
+        assert slurm.done == [("drain", "n1", "slurm-health: GPU_XID_79(0000:5d:00.0) gone")]

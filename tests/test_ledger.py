@@ -260,14 +260,6 @@ def test_the_latest_critical_incident_of_a_node(ledger: Ledger) -> None:
     assert latest.id == 2
 
 
-def test_only_what_was_held_for_that_reason_is_reconsidered(ledger: Ledger) -> None:
-    ledger.take(report(XID, LINK, replace(XID, device="0000:2a:00.0", moment="b/7")), T)
-    for number, why in ((1, "suspect job: 7 met"), (2, "paused"), (3, "suspect job: 8 met")):
-        ledger.hold(number, why)
-    ledger.reconsider([1, 2], "suspect job: ")
-    assert [one.held for one in ledger.open_incidents()] == ["", "paused", "suspect job: 8 met"]
-
-
 # -- jobs
 
 
@@ -1079,7 +1071,6 @@ CALLS: dict[str, Callable[[Ledger, Incident], object]] = {
     "acknowledge": lambda ledger, _: ledger.acknowledge([1, 2], T),
     "close": lambda ledger, _: ledger.close(2, "alice", T),
     "hold": lambda ledger, _: ledger.hold(1, "paused"),
-    "reconsider": lambda ledger, _: ledger.reconsider([1, 2], "paused"),
     "close_quiet": lambda ledger, _: ledger.close_quiet(T, 60),
     "forget": lambda ledger, _: ledger.forget(T + 9),
     "intend": lambda ledger, _: ledger.intend(1, "drain", "n1", T),

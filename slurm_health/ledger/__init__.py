@@ -16,7 +16,7 @@ from slurm_health.ledger.lease import Lease
 from slurm_health.ledger.nodes import Nodes
 from slurm_health.ledger.outbox import Outbox
 from slurm_health.ledger.schema import pauses
-from slurm_health.ledger.store import LedgerError, LedgerLost, WrongLedger, alone
+from slurm_health.ledger.store import LedgerError, LedgerLost, WrongLedger, alone, insert
 from slurm_health.ledger.stories import Stories
 from slurm_health.ledger.victims import RUNS_AGAIN, Victims
 
@@ -48,9 +48,7 @@ class Ledger(Incidents, Acts, Nodes, Victims, Stories):
 
     def pause(self, hostlist: str, ends: float, reason: str, by: str, now: float) -> None:
         with self.transaction() as connection:
-            connection.execute(
-                pauses.insert().values(nodes=hostlist, begins=now, ends=ends, reason=reason, by=by)
-            )
+            insert(connection, pauses, nodes=hostlist, begins=now, ends=ends, reason=reason, by=by)
 
     def unpause(self, hostlist: str) -> int:
         """Lift the pauses of exactly this hostlist; how many there were."""

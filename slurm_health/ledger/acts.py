@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from slurm_health.ledger.outbox import Outbox
 from slurm_health.ledger.schema import actions
-from slurm_health.ledger.store import Store, insert, update
+from slurm_health.ledger.store import Store, find, insert, update
 
 NO_ANSWER = "no answer"  # the outcome of an act that may have happened, or may yet
 
@@ -23,10 +23,7 @@ class Acts(Store):
         """Write down what is about to be done; its number, for `settle`."""
         with self.transaction() as connection:
             return insert(
-                connection,
-                actions.insert().values(
-                    incident=incident, kind=kind, target=target, detail=detail, intended=now
-                ),
+                connection, actions, incident=incident, kind=kind, target=target, detail=detail, intended=now
             )
 
     def settle(self, action: int, outcome: str, now: float) -> None:
@@ -38,11 +35,8 @@ class Acts(Store):
     def unsettled(self, kind: str, target: str) -> list[Any]:
         """Acts that were intended and whose outcome is not known: a crash came in between."""
         with self.transaction(write=False) as connection:
-            return list(
-                connection.execute(
-                    sa.select(actions).filter_by(kind=kind, target=target, done=0).order_by(actions.c.id)
-                )
-            )
+            these = find(connection, actions, kind=kind, target=target, done=0)
+            return sorted(these, key=lambda row: int(row.id))
 
     def conclude(self, kind: str, target: str, now: float, shown: str = "") -> bool:
         """Give acts that a crash left without an outcome one: the last of the detail that Slurm shows was
@@ -62,20 +56,10 @@ class Acts(Store):
     def would(self, incident: int, kind: str, target: str, why: str, now: float) -> bool:
         """Write down once what would have been done, and why it is not; whether that was news."""
         with self.transaction() as connection:
-            told = connection.scalar(
-                sa.select(actions.c.id).filter_by(incident=incident, kind=kind, target=target)
-            )
+            this = {"incident": incident, "kind": kind, "target": target}
+            told = find(connection, (actions.c.id,), **this).first()
             if not told:
-                connection.execute(
-                    actions.insert().values(
-                        incident=incident,
-                        kind=kind,
-                        target=target,
-                        intended=now,
-                        done=now,
-                        outcome=f"not done: {why}",
-                    )
-                )
+                insert(connection, actions, **this, intended=now, done=now, outcome=f"not done: {why}")
             return not told
 
     def drained_since(self, then: float, under_way: bool = False) -> set[str]:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from slurm_health.ledger.outbox import Outbox
 from slurm_health.ledger.schema import actions, evidence, incidents, nodes, touches, victims
-from slurm_health.ledger.store import RETRY, Store, insert, update, upsert
+from slurm_health.ledger.store import RETRY, Store, find, insert, update, upsert
 from slurm_health.model import Finding, Incident, Severity, Urgency
 from slurm_health.wire import NodeReport
 
@@ -20,7 +20,7 @@ EVIDENCE = 1000  # lines kept for one incident: a storm must not fill the disk
 OURS = ("cleared", "quiet", "new evidence", "an admin's RESUME")  # closed_by, where nobody did by hand
 
 # As the model has them: what is selected is turned into values without a look at the names.
-_INCIDENT = [incidents.c[field.name] for field in fields(Incident)]
+_INCIDENT = tuple(incidents.c[field.name] for field in fields(Incident))
 
 
 class Incidents(Store):
@@ -56,25 +56,14 @@ class Incidents(Store):
                 {"boot": report.boot, "reported": now, "blind": blind},
             )
             for found in report.opened:
-                if connection.scalar(
-                    sa.select(evidence.c.incident).filter_by(node=report.node, moment=found.moment)
-                ):
+                if self._told(connection, report.node, found.moment):
                     continue  # told before: the receipt was lost
                 changed.append(self._open(connection, report.node, found, now))
             standing = set(report.standing)
-            lasting = connection.execute(
-                sa.select(
-                    incidents.c.id,
-                    incidents.c.moment,
-                    incidents.c.severity,
-                    incidents.c.acknowledged,
-                    incidents.c.closed,
-                ).filter_by(node=report.node, cleared=0, lasting=True)
-            ).all()
-            drained = connection.scalar(sa.select(nodes.c.reason).filter_by(name=report.node))
-            for row in lasting:
-                if row.moment in standing:
-                    continue
+            lasting = find(connection, incidents, node=report.node, cleared=0, lasting=True).all()
+            gone = [row for row in lasting if row.moment not in standing]
+            drained = gone and find(connection, (nodes.c.reason,), name=report.node).scalar()
+            for row in gone:
                 done: dict[str, Any] = {}
                 if not row.closed:  # else it was closed while it stood: now it may be forgotten
                     changed.append(row.id)
@@ -90,8 +79,8 @@ class Incidents(Store):
         next report."""
         self.told.pop(node, None)
         with self.transaction() as connection:
-            told = sa.select(evidence.c.incident).filter_by(node=node, moment=finding.moment)
-            return int(connection.scalar(told) or self._open(connection, node, finding, now))
+            told = self._told(connection, node, finding.moment)
+            return told or self._open(connection, node, finding, now)
 
     def unknown(self, node: str, standing: Sequence[str]) -> list[str]:
         """Those of a node's standing moments that were never told here: by a ledger that was lost they were,
@@ -116,10 +105,12 @@ class Incidents(Store):
         with self.transaction(write=False) as connection:
             return list(connection.scalars(query))
 
+    def _told(self, connection: Connection, node: str, moment: str) -> int:
+        """The incident that this was told of, 0 if it is news."""
+        return find(connection, (evidence.c.incident,), node=node, moment=moment).scalar() or 0
+
     def _open(self, connection: Connection, node: str, found: Any, now: float) -> int:
-        same = connection.execute(
-            sa.select(incidents).filter_by(node=node, code=found.code, device=found.device, closed=0)
-        ).first()
+        same = find(connection, incidents, node=node, code=found.code, device=found.device, closed=0).first()
         since = min(found.since or now, now)
         if same and same.acknowledged:
             # New evidence after an admin's RESUME is a new incident; the overruled one is history.
@@ -140,27 +131,25 @@ class Incidents(Store):
         else:
             number = insert(
                 connection,
-                incidents.insert().values(
-                    node=node,
-                    code=found.code,
-                    device=found.device,
-                    severity=int(found.severity),
-                    job=str(found.job),
-                    text=found.text,
-                    since=since,
-                    opened=now,
-                    seen=now,
-                    lasting=found.lasting,
-                    moment=found.moment,
-                    hardware=found.hardware,
-                ),
+                incidents,
+                node=node,
+                code=found.code,
+                device=found.device,
+                severity=int(found.severity),
+                job=str(found.job),
+                text=found.text,
+                since=since,
+                opened=now,
+                seen=now,
+                lasting=found.lasting,
+                moment=found.moment,
+                hardware=found.hardware,
             )
         if not same or found.severity > same.severity:
             self.outbox.found(connection, int(number), now)
         line = found.evidence if not same or same._mapping["count"] < EVIDENCE else ""
-        connection.execute(
-            evidence.insert().values(node=node, moment=found.moment, incident=number, at=since, line=line)
-        )
+        told = {"node": node, "moment": found.moment, "incident": number, "at": since, "line": line}
+        connection.execute(evidence.insert(), told)
         return int(number)
 
     def open_incidents(self, nodes: Collection[str] | None = None) -> list[Incident]:
@@ -190,7 +179,7 @@ class Incidents(Store):
 
     def incident(self, number: int) -> Incident | None:
         with self.transaction(write=False) as connection:
-            row = connection.execute(sa.select(*_INCIDENT).filter_by(id=number)).first()
+            row = find(connection, _INCIDENT, id=number).first()
             return _incident(row) if row else None
 
     def latest(self, node: str, before: float = 1e12) -> Incident | None:
@@ -209,7 +198,7 @@ class Incidents(Store):
         """An admin's RESUME overrules these. What cannot end by itself, or has ended, is closed with it."""
         with self.transaction() as connection:
             for number in numbers:
-                row = connection.execute(sa.select(incidents).filter_by(id=number)).one()
+                row = find(connection, incidents, id=number).one()
                 over = not row.lasting or row.cleared
                 done = {"closed": now, "closed_by": "an admin's RESUME"} if over else {}
                 update(connection, incidents, number, acknowledged=now, held="", **done)
@@ -222,13 +211,6 @@ class Incidents(Store):
         """Note why nothing is done about it ("" when something is)."""
         with self.transaction() as connection:
             update(connection, incidents, number, held=why)
-
-    def reconsider(self, numbers: Collection[int], why: str) -> None:
-        """Those of these incidents about which nothing was done for such a reason are to be judged anew."""
-        if numbers:
-            held = incidents.c.id.in_(numbers) & incidents.c.held.startswith(why, autoescape=True)
-            with self.transaction() as connection:
-                connection.execute(incidents.update().where(held).values(held=""))
 
     def close_quiet(self, now: float, quiet: float) -> None:
         """Close what only warned, cannot end by itself, and has not been seen for `quiet` seconds."""

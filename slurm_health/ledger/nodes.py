@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from slurm_health.ledger.acts import unanswered
 from slurm_health.ledger.schema import incidents, nodes
-from slurm_health.ledger.store import Store, upsert
+from slurm_health.ledger.store import Store, find, upsert
 from slurm_health.model import Severity
 
 
@@ -30,7 +30,7 @@ class Nodes(Store):
 
     def node(self, name: str) -> Any | None:
         with self.transaction(write=False) as connection:
-            return connection.execute(sa.select(nodes).filter_by(name=name)).first()
+            return find(connection, nodes, name=name).first()
 
     def reporters(self) -> set[str]:
         """The nodes that have reported."""

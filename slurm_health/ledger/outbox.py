@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from slurm_health.ledger.schema import actions, incidents, notices
-from slurm_health.ledger.store import Store
+from slurm_health.ledger.store import Store, find, insert
 from slurm_health.model import Notice, Severity
 
 MOST = 1000  # notices in one message
@@ -46,7 +46,7 @@ class Outbox:
     def done(self, connection: Connection, action: int, now: float) -> None:
         """One of our acts is done."""
         if self.ways:
-            act = connection.execute(sa.select(actions).filter_by(id=action)).one()
+            act = find(connection, actions, id=action).one()
             if act.kind in ACTS:
                 event, text = ACTS[act.kind]
                 job = act.target if event == "requeue" else ""
@@ -58,7 +58,7 @@ class Outbox:
         """Note it. In the text {node}, {words} and {job} stand for the incident's and the job's."""
         if not self.ways or event not in self.events:
             return
-        row = connection.execute(sa.select(incidents).filter_by(id=incident)).one()
+        row = find(connection, incidents, id=incident).one()
         if event == "incident" and row.severity < self.severity:
             return
         words = f"{row.code}({row.device}) {row.text}".rstrip()
@@ -66,7 +66,7 @@ class Outbox:
             text = text.replace(part, value)
         what = {"severity": row.severity, "incident": incident, "node": row.node, "job": job, "text": text}
         for way in self.ways:
-            connection.execute(notices.insert().values(way=way, event=event, at=now, **what))
+            insert(connection, notices, way=way, event=event, at=now, **what)
 
     def waiting(self, way: str) -> list[Notice]:
         """What is to go this way, oldest first."""

@@ -9,14 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from slurm_health.ledger.schema import incidents, touches, victims
-from slurm_health.ledger.store import Store, insert, update
+from slurm_health.ledger.store import Store, find, insert, update
 from slurm_health.model import Hurt, Incident, Job, Urgency, Victim
 
 RUNS_AGAIN = "runs again"  # the outcome that we are here for
 LIFE = 7 * 86400.0  # seconds after which the same job id and restart count is taken for another job
 
 # As the model has them: what is selected is turned into values without a look at the names.
-_VICTIM = [victims.c[field.name] for field in fields(Victim)]
+_VICTIM = tuple(victims.c[field.name] for field in fields(Victim))
 
 
 class Victims(Store):
@@ -54,22 +54,21 @@ class Victims(Store):
             if same is None:
                 number = insert(
                     connection,
-                    victims.insert().values(
-                        incident=incident.id,
-                        job=job.id,
-                        restarts=restarts,
-                        life=life,
-                        label=job.label,
-                        uid=job.uid,
-                        began=began,
-                        node=incident.node,
-                        urgency=str(incident.job),
-                        since=incident.since,
-                        touched=now,
-                        refused=refused,
-                        requeued=requeued,
-                        asked=asked,
-                    ),
+                    victims,
+                    incident=incident.id,
+                    job=job.id,
+                    restarts=restarts,
+                    life=life,
+                    label=job.label,
+                    uid=job.uid,
+                    began=began,
+                    node=incident.node,
+                    urgency=str(incident.job),
+                    since=incident.since,
+                    touched=now,
+                    refused=refused,
+                    requeued=requeued,
+                    asked=asked,
                 )
             else:
                 number = same.id
@@ -80,23 +79,21 @@ class Victims(Store):
                 elif _more_urgent(incident.job, Urgency(same.urgency)) and not same.requeued:
                     now_is = {"urgency": str(incident.job), "since": incident.since}
                     update(connection, victims, number, **now_is, settled=0.0, outcome="")
-            linked = connection.scalar(
-                sa.select(touches.c.victim).filter_by(incident=incident.id, victim=number)
-            )
+            link = {"incident": incident.id, "victim": number}
+            linked = find(connection, touches, **link).first()
             if not linked:
-                connection.execute(touches.insert().values(incident=incident.id, victim=number, ranks=ranks))
+                connection.execute(touches.insert(), {**link, "ranks": ranks})
             return not linked
 
     def ranks(self, incident: int, victim: int) -> str:
         """Which ranks of a touched job sat on the broken device, folded ("3,5-7"), "" where unknown."""
-        query = sa.select(touches.c.ranks).filter_by(incident=incident, victim=victim)
         with self.transaction(write=False) as connection:
-            return connection.scalar(query) or ""
+            return find(connection, (touches.c.ranks,), incident=incident, victim=victim).scalar() or ""
 
     def pending_victims(self) -> list[Victim]:
         """The jobs whose story is not at its end."""
         with self.transaction(write=False) as connection:
-            return [_victim(row) for row in connection.execute(sa.select(*_VICTIM).filter_by(settled=0))]
+            return [_victim(row) for row in find(connection, _VICTIM, settled=0)]
 
     def just_ran(self, since: float) -> list[Victim]:
         """The jobs whose story ended since then in that they run again."""
