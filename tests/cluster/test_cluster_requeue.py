@@ -24,6 +24,16 @@ def at(text):
     return moment.timestamp()
 
 
+def slow_to_leave(cluster, seconds, *options):
+    """A running job that takes its time to end when it is told to, also when it is told twice."""
+    ready = cluster.jobs / "ready"
+    ready.unlink(missing_ok=True)
+    trap = f"trap 'trap \"\" TERM; sleep {seconds}; exit' TERM; touch {ready}"
+    job = cluster.running(f"{trap}; sleep 300 & wait", *options)
+    cluster.until(ready.exists, True)
+    return job
+
+
 def requeued(cluster, job, broken, many=2):
     """Wait until the job has been started a second time; check that it was as it should be."""
     runs = cluster.until(lambda: cluster.runs(job), lambda runs: len(runs) > 1)
@@ -139,11 +149,12 @@ def test_of_two_jobs_on_a_node_only_the_one_that_held_the_gpu_is_requeued(cluste
 @pytest.mark.parametrize("when", ["same_second", "still_leaving", "just_pending"])
 def test_two_nodes_of_one_job_fail(cluster, when):
     """One run, one requeue, whichever fault it is for."""
-    slowly = "trap 'sleep 4; exit' TERM; " if when == "still_leaving" else ""
-    job = cluster.running(f"{slowly}sleep 300 & wait", "-N2", "--gpus-per-node=8")
+    size = ("-N2", "--gpus-per-node=8")
+    slow = when == "still_leaving"
+    job = slow_to_leave(cluster, 4, *size) if slow else cluster.running("sleep 300", *size)
     broken = cluster.nodes_of(job)
     codes = [cluster.xid(broken[0])]
-    if when == "still_leaving":
+    if slow:
         cluster.until(lambda: cluster.state(job), "COMPLETING")
     if when == "just_pending":
         cluster.until(lambda: cluster.restarts(job), 1)
@@ -296,7 +307,7 @@ def test_mode_drain_drains_and_requeues_nothing(cluster):
 
 def test_a_job_that_takes_its_time_to_end_is_requeued_once(cluster):
     """Slurm shows it on the broken node with the restart count of its next run, for several looks."""
-    job = cluster.running("trap 'sleep 3; exit' TERM; sleep 300 & wait")
+    job = slow_to_leave(cluster, 3)
     [node] = cluster.nodes_of(job)
     cluster.inject(node, "ib-down", port=0)
     requeued(cluster, job, node, many=1)
