@@ -1,7 +1,8 @@
 """Old kernel logs in every form they come in: what the kernel said in each line, and nothing of others.
 
-Understands raw /dev/kmsg records, dmesg (plain, --ctime, --time-format iso, --decode), journalctl -k (short
-and short-iso), syslog's files (also "message repeated N times"), pstore's form, and bare messages.
+Understands raw /dev/kmsg records, dmesg (plain, --ctime, --human, --show-delta, --time-format, --decode),
+journalctl -k (all its short forms), syslog's files (also "message repeated N times"), pstore's form, and bare
+messages.
 """
 
 from __future__ import annotations
@@ -18,21 +19,27 @@ _DECODED = re.compile(r"(\w+) *:(\w+) *: ", re.ASCII)
 _LEVELS = {"emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"}
 # pstore keeps the priority: facility times eight and level
 _PRIORITY = re.compile(r"<(\d{1,5})>", re.ASCII)
-# what stands before the message where only the kernel can have written it; newer dmesg adds the caller
+_DELTA = r"(?: ?< *\d+\.\d+ ?>)"  # the time since the line before
+_CALLER = r"(?:\[ *[TC]\d+\] ?)?"  # a kernel that names the thread or the processor (CONFIG_PRINTK_CALLER)
+# what stands before the message where only the kernel can have written it
 _DMESG = re.compile(
-    r"(?:\[ *\d+\.\d+\] ?|\[[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d \d{4}\] |"
-    rf"{_STAMP} |\[\.\.\.\] )?(?:\[ *[TC]\d+\] )?",
+    rf"(?:\[(?: *\+?\d+\.\d+{_DELTA}?|{_DELTA}|[A-Z][a-z]{{2}}[ \d]\d \d\d:\d\d)\] ?|"
+    rf"\[[A-Z][a-z]{{2}} [A-Z][a-z]{{2}} [ \d]?\d \d\d:\d\d:\d\d \d{{4}}{_DELTA}?\] |"
+    rf"{_STAMP} |\[\.\.\.\] )?{_CALLER}",
     re.ASCII,
 )
+_UPTIME = rf"(?:\[ *\d+\.\d+\] ?)?{_CALLER}"
 # a syslog or journal line names who wrote it; "kernel" without a process number is the kernel
 _JOURNAL = re.compile(
-    rf"(?:{_STAMP}|[A-Z][a-z]{{2}} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?) [A-Za-z0-9._-]+ "
-    r"(?P<who>[^\s:\[\]]+)(?P<pid>\[\d+\])?: (?:\[ *\d+\.\d+\] ?)?",
+    rf"(?:{_STAMP}|[A-Z][a-z]{{2}} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{{9,10}}\.\d{{6}}|"
+    rf"[A-Z][a-z]{{2}} {_STAMP} [A-Z][A-Z0-9:+-]{{1,8}}) [A-Za-z0-9._-]+ "
+    rf"(?P<who>[^\s:\[\]]+)(?P<pid>\[\d+\])?: {_UPTIME}",
     re.ASCII,
 )
 # the same when its date was cut off, or the host's name, too
-_UNDATED = re.compile(r"(?:[A-Za-z0-9._-]{1,64} )?kernel: (?:\[ *\d+\.\d+\] ?)?", re.ASCII)
-_REPEATED = re.compile(r"message repeated \d+ times: \[ ?(.*)\]", re.ASCII)
+_UNDATED = re.compile(rf"(?:[A-Za-z0-9._-]{{1,64}} )?kernel: {_UPTIME}", re.ASCII)
+_REPEATED = re.compile(rf"message repeated \d+ times: \[ ?{_UPTIME}(.*)\]", re.ASCII)
+_BREAK = "#012"  # what rsyslog makes of a line break inside a message
 # one message of NVIDIA's driver that dmesg prints over three lines
 _FIRST = "NVRM: The NVIDIA GPU "
 _FURTHER = ("NVRM: (PCI ID: ", "NVRM: installed in this system ", "NVRM: fallen off the bus ")
@@ -54,7 +61,7 @@ def message(line: str) -> str | None:
     if journal := _JOURNAL.match(line):
         if journal["who"] != "kernel" or journal["pid"]:
             return None
-        text = line[journal.end() :]
+        text = line[journal.end() :].replace(_BREAK, "\n")
     else:
         stamp = _DMESG.match(line)
         text = line[stamp.end() :] if stamp else line
@@ -70,8 +77,8 @@ def messages(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines, 1):
         text = message(line.rstrip("\r\n"))
         if first is not None:
-            if text is not None and text.startswith(_FURTHER):
-                first = (first[0], f"{first[1]}\n{text}")
+            if text is not None and (further := text.lstrip(" ")).startswith(_FURTHER):
+                first = (first[0], f"{first[1]}\n{further}")
                 continue
             yield first
             first = None

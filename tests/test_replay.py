@@ -29,8 +29,25 @@ KERNEL = (
     "kernel: {}",
     "[12345.678901] [T4242] {}",
     "[   12.345678][  C12] {}",
+    "[<    0.000123>] {}",
+    "[   12.345678 <    0.000123>] {}",
+    "[Sat Mar  1 06:04:08 2025 <    0.000123>] {}",
+    "[Nov21 23:28] {}",
+    "[Nov 1 23:28] {}",
+    "[  +0.000123] {}",
+    "kern  :err   : [   12.345678] [  T4242] {}",
+    "<4>[  201.654822][ T4242] {}",
+    "Jan 02 15:20:12.123456 gpu001 kernel: {}",
+    "Thu 2025-01-02 15:20:12 UTC gpu001 kernel: {}",
+    "Thu 2025-01-02 15:20:12.123456 CET gpu001 kernel: {}",
+    "1735831212.123456 gpu001 kernel: {}",
+    "[   12.345678] gpu001 kernel: {}",
+    "[   12.345678 <    0.000123 >] gpu001 kernel: {}",
+    "Jan  2 15:20:12 gpu001 kernel: [   12.345678][ T4242] {}",
+    "Jan  2 15:20:12 gpu001 kernel: [   12.345678][  C12] {}",
     "Jan  2 15:20:12 gpu001 kernel: message repeated 9 times: [ {}]",
     "kernel: message repeated 9 times: [{}]",
+    "Jan  2 15:20:12 gpu001 kernel: message repeated 2 times: [ [12345.678901] {}]",
 )
 OTHERS = (
     "12,17,123,-;{}",
@@ -49,6 +66,10 @@ OTHERS = (
     "<12>[  201.654822] {}",
     "gpu001 python3: {}",
     "gpu001 kernel[12]: {}",
+    "Thu 2025-01-02 15:20:12 UTC gpu001 python3[123]: {}",
+    "1735831212.123456 gpu001 python3[123]: {}",
+    "[   12.345678] gpu001 python3[123]: {}",
+    "[] {}",
     "Jan  2 15:20:12 gpu001 python3[9]: message repeated 9 times: [ {}]",
 )
 
@@ -90,7 +111,7 @@ LOST = (
 )
 
 
-@pytest.mark.parametrize("form", KERNEL[2:-2])
+@pytest.mark.parametrize("form", KERNEL[2:-3])
 def test_a_message_over_several_lines_is_one_event_at_its_first(form: str) -> None:
     lines = [form.format(line) for line in LOST]
     found = list(replay(["x", *lines, form.format(XID)], BOOK))
@@ -98,6 +119,7 @@ def test_a_message_over_several_lines_is_one_event_at_its_first(form: str) -> No
         (2, "GPU_XID_79", None),
         (5, "GPU_XID_79", 79),
     ]
+    assert len(list(replay([lines[0], *(f"    {line}" for line in LOST[1:])], BOOK))) == 1
     assert list(replay([lines[0], form.format("NVRM: loading"), *lines[1:]], BOOK)) == []
     assert list(replay(lines[:1], BOOK)) == []
 
@@ -117,6 +139,11 @@ def test_a_message_over_several_lines_is_one_event_at_its_first(form: str) -> No
 def test_how_bad_a_line_is_by_itself(text: str, code: str, severity: str) -> None:
     [one] = replay([text], BOOK)
     assert (one["code"], one["severity"], one["xid"]) == (code, severity, None)
+
+
+def test_a_message_whose_line_breaks_were_written_out() -> None:
+    [one] = replay([f"Jan  2 15:20:12 gpu001 kernel: {'#012'.join(LOST)}"], BOOK)
+    assert (one["code"], one["device"]) == ("GPU_XID_79", "0000:3b:00.0")
 
 
 def test_every_line_of_a_burst_is_printed() -> None:
