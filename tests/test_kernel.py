@@ -73,6 +73,20 @@ def test_no_bytes_raise(data: bytes) -> None:
             "NVRM: Xid (PCI:0008:01:00): 145, RLW Nonfatal XC0 i0 Link 1 (0x4), A Fatal XC0 i0 Link 1 (0x4)",
             Event("kernel.xid", "0008:01:00.0", 145),
         ),
+        (
+            "NVRM: Xid (PCI:0000:0f:00 GPU-I:05): 94, pid=2503421, name=python3, Contained: CE User Channel",
+            Event("kernel.xid", "0000:0f:00.0", 94, 2503421),
+        ),
+        (
+            "NVRM: Xid (PCI:0000:0f:00 GPU-I:05 GPU-CI:00): 45, pid=77, name=p, Ch 8 caused by previous Xid",
+            Event("kernel.xid", "0000:0f:00.0", 45, 77),
+        ),
+        ("NVRM: Xid (PCI:0000:0f:00): 119, ", Event("kernel.xid", "0000:0f:00.0", 119)),
+        ("NVRM: Xid (PCI:0000:0f:00): 119,", Event("kernel.xid", "0000:0f:00.0", 119)),
+        (
+            "NVRM: Xid (PCI:0000:0f:00): 79, pid=77, name=a\n\x1b[31mb, GPU has fallen off the bus.",
+            Event("kernel.xid", "0000:0f:00.0", 79, 77),
+        ),
         ("NVRM: Xid (PCI:0000:01:00): 31, pid=XXX", Event("kernel.xid", "0000:01:00.0", 31)),
         ("NVRM: Xid (PCI:0000:01:00): 31, pid=123456", Event("kernel.xid", "0000:01:00.0", 31, 123456)),
         (
@@ -125,6 +139,10 @@ def test_what_the_drivers_say(text: str, event: Event) -> None:
         "kernel: NVRM: Xid (PCI:0000:3b:00): 79, quoted",
         "nvrm: Xid (PCI:0000:3b:00): 79, lower case",
         "NVRM: Xid (PCI:0000:3b:00): \u0667\u0669, digits of another script",
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid=7, name=a\nlonger than any name, GPU has fallen off the bus.",
+        "NVRM: Xid (PCI:0000:3b:00 GPU-I:05 x): 79, no such instance",
+        "NVRM: _kgspLogXid119: ********** GSP Timeout **********",
+        "NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x62:0x55:2568)",
         "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  570.86.15",
         "nvidia-nvswitch: SXid (PCI:0000:05:00.0): 20034, Fatal, no number",
         "nvidia-nvswitch0: SXid (PCI:0000:05:00.0): xyz, Fatal error",

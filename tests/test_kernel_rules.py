@@ -97,7 +97,7 @@ def test_a_burst_and_its_rate_limited_rest_is_one_finding() -> None:
     assert len(Node()(100.0, *lines)) == 1
 
 
-@pytest.mark.parametrize("code", [48, 79, 95, 119, 120])
+@pytest.mark.parametrize("code", [48, 79, 95, 119, 120, 175])
 def test_these_alone_are_critical_and_their_jobs_go_now(code: int) -> None:
     assert brief(Node()(100.0, xid_lines(code, 3, GPU, "1650")[0])) == [
         (f"GPU_XID_{code}", GPU, CRITICAL, NOW)
@@ -143,6 +143,28 @@ def test_what_repeats_is_worse(fault: str, kind: str, times: int, apart: float, 
         assert all(one.severity < severity for one in node(number * apart, *lines))
     assert severity in {one.severity for one in node(times * apart, *lines)}
     assert all(one.severity < severity for one in node(times * apart + 10 * 86400, *lines))
+
+
+def test_an_array_that_goes_on_without_a_member_is_in_service() -> None:
+    lost = "md/raid1:md1: Disk failure on sda1, disabling device.\nmd/raid1:md1: Operation continuing on 1"
+    assert brief(Node()(1.0, lost)) == [("DISK_ERRORS", "md1", WARNING, NONE)]
+    dead = "md/raid:md5: Cannot continue operation (2/6 failed)."
+    assert [one.severity for one in Node()(1.0, dead)] == [CRITICAL]
+
+
+def test_a_link_that_its_port_took_down_is_one_finding_of_the_device() -> None:
+    found = Node()(
+        100.0,
+        f"pcieport 0000:3a:01.0: DPC: containment event, status:0x1f05, ERR_FATAL received from {GPU}",
+        f"pcieport 0000:3a:01.0: AER: Uncorrectable (Fatal) error message received from {GPU}",
+    )
+    assert brief(found) == [("PCIE_ERRORS", GPU, CRITICAL, FINISH)]
+
+
+def test_a_switch_that_is_too_hot_and_one_that_is_off() -> None:
+    line = "nvidia-nvswitch0: SXid (PCI:0000:05:00.0): {:05}, TSENSE OVERT Threshold reached. Shutting Down"
+    assert [one.severity for one in Node()(1.0, line.format(10004))] == [WARNING]
+    assert [one.severity for one in Node()(1.0, line.format(10006))] == [CRITICAL]
 
 
 def test_what_a_user_mounts_is_the_users() -> None:

@@ -12,7 +12,7 @@ from slurm_health.probes.kernel.event import ANY, Event, grammar
 
 _EDAC = grammar(
     rf"EDAC MC\d{{1,3}}: (?:\d{{1,5}} (CE|UE) "
-    rf"(?:{ANY}{{0,64}}\bon {ANY}{{1,256}} \({ANY}{{0,128}}page:0x[0-9a-f]+ offset:0x[0-9a-f]+ {ANY}*|"
+    rf"(?:{ANY}{{0,64}}\bon {ANY}{{1,512}} \({ANY}{{0,512}}page:0x[0-9a-f]+ offset:0x[0-9a-f]+ {ANY}*|"
     rf"[^\[\]\x00-\x1f\x7f]*\bon [^\[\]\x00-\x1f\x7f]+)|(CE|UE) (?:page|row) {ANY}+)"
 )
 _BANK = grammar(
@@ -20,7 +20,10 @@ _BANK = grammar(
     rf"Bank \d{{1,3}}: ([0-9a-f]{{16}}){ANY}*"
 )
 _LOGGED = grammar(r"(?:mce: )?\[Hardware Error\]: Machine check events logged")
-_ACCESS = grammar(r"mce: Uncorrected hardware memory error in user-access at [0-9a-f]+")
+_ACCESS = grammar(
+    r"mce: (?:Uncorrected hardware memory error in user-access|Kernel accessed poison in user space) "
+    r"at [0-9a-f]+"
+)
 _AMD = grammar(
     r"\[Hardware Error\]: (Corrected error, no action required|Deferred error, no action required|"
     r"Uncorrected, software (?:restartable|containable) error|System Fatal error)\."

@@ -10,9 +10,9 @@ from slurm_health.probes.kernel.event import ANY, PCI, Event, grammar
 
 _HEAD = (
     rf"(?:mlx5_core(?: ({PCI}))?: )?(?:[A-Za-z0-9_.@-]{{1,15}}: )?"
-    r"(?:[a-z0-9_]{3,64}(?::\d{1,6})?(?::\(pid \d{1,10}\))?: )?"
+    rf"(?:(?:{PCI}:)?[a-z0-9_]{{3,64}}(?::\d{{1,6}})?(?::\(pid \d{{1,10}}\))?: )?"
 )
-_COMMAND = r"[A-Z0-9_]+\(0x[0-9a-f]+\)"
+_COMMAND = r"(?:[A-Z0-9_]+|unknown command opcode)\(0x[0-9a-f]+\)"
 _WORDS = tuple(
     (value, grammar(_HEAD + words))
     for value, words in (
@@ -21,8 +21,14 @@ _WORDS = tuple(
         ("compromised", r"Fatal error \d{1,10} detected"),
         ("unrecoverable", r"synd 0x[0-9a-f]+: unrecoverable hardware error\.?"),
         ("unrecoverable", r"Health issue observed, unrecoverable hardware error, severity\(\d+\) [A-Z]+:"),
-        ("unrecoverable", r"health recovery (?:failed|flow aborted, PCI reads still not working)"),
-        ("issue", r"Health issue observed, [A-Za-z0-9 /_-]{1,64}, severity\([0-4]\) [A-Z]+:"),
+        (
+            "unrecoverable",
+            r"health recovery (?:failed|"
+            r"flow aborted(?:, PCI reads still not working| since the nic state is invalid))",
+        ),
+        ("issue", r"Health issue observed, [A-Za-z0-9 /_-]{1,64}\n?, severity\([0-4]\) [A-Z]+:"),
+        # hsynd_str, some with a line break of their own; older drivers name it only here
+        ("issue", r"synd 0x[0-9a-f]{1,2}: (?!un)[A-Za-z ]{1,64}\n?"),
         # cmd.c: cb_timeout_handler, wait_func_handle_exec_timeout
         (
             "command_leak",
@@ -32,7 +38,7 @@ _WORDS = tuple(
         # cmd.c: mlx5_cmd_out_err, before 5.18 mlx5_cmd_check
         (
             "command_failed",
-            rf"{_COMMAND} op_mod\(0x[0-9a-f]+\) failed, status [a-z /_-]{{1,64}}\(0x[0-9a-f]+\), "
+            rf"{_COMMAND} op_mod\(0x[0-9a-f]+\) failed, status [A-Za-z ()]{{1,64}}\(0x[0-9a-f]+\), "
             r"syndrome \(0x[0-9a-f]+\)(?:, err\(-?\d+\))?",
         ),
         # events.c: port_module, temp_warn
@@ -40,8 +46,12 @@ _WORDS = tuple(
             "hot",
             r"Port module event\[[a-z]+\]: module \d{1,3}, (?:Cable error, )?High Temperature(?: detected)?",
         ),
-        ("hot", r"High temperature on sensors with bit set [0-9a-f]+ [0-9a-f]+(?:, sensor name.{1,200})?"),
-        ("module", r"Port module event\[[a-z]+\]: module \d{1,3}, Cable error, [A-Za-z0-9 (/).]{1,64}"),
+        (
+            "hot",
+            r"High temperature on sensors with bit set (?:0x)?[0-9a-f]+ (?:0x)?[0-9a-f]+"
+            r"(?:\.|, sensor name.{1,200})?",
+        ),
+        ("module", r"Port module event\[[a-z]+\]: module \d{1,3}, Cable error, [A-Za-z0-9 (/).]{1,128}"),
     )
 )
 # as others quote it, with or without words around it; its meaning is weak enough to bear that

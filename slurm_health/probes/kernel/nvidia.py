@@ -13,10 +13,13 @@ from slurm_health.probes.kernel.nvlink import LINK_XIDS, decode
 from slurm_health.probes.nvidia import address, recovery_action
 
 _ADDRESS = r"(?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)"
-_XID = grammar(rf"NVRM: Xid \({_ADDRESS}\): (\d{{1,5}})(?:, ({ANY}*))?")
+_INSTANCE = r"(?: GPU-I:\d{1,3}(?: GPU-CI:\d{1,3})?)?"  # the MIG instance that it happened in
+_WHO = r"pid=(?:'<unknown>'|\d{1,10}), "
+# at most 15 characters, commas among them; nor can a program hide its Xid by a line break in its name
+_NAMED = _WHO + "name=(?s:.{0,15}), "
+_XID = grammar(rf"NVRM: Xid \({_ADDRESS}{_INSTANCE}\): (\d{{1,5}})(?:,(?: ((?:{_NAMED})?{ANY}*))?)?")
 _SXID = grammar(rf"nvidia-nvswitch\d{{1,3}}: SXid \({_ADDRESS}\): (\d{{1,6}}), ({ANY}*)")
-# a process name may hold commas: it is at most 15 characters, and the rest must fit as a whole
-_PROCESS = r"(?:pid=(?:'<unknown>'|\d{1,10}), (?:name=.{0,15}, )?)?"
+_PROCESS = rf"(?:{_NAMED}|{_WHO})?"
 _PID = grammar(r"pid='?(\d{1,10})'?(?:,|$)")
 _LINK = grammar(
     _PROCESS + r"([A-Z][A-Z0-9_/]*(?: Degraded)?) +(Fatal|Nonfatal) +XC\d+ +i\d+ +Link +-?\d+ "
@@ -26,13 +29,14 @@ _RECOVERY = grammar(
     _PROCESS + r"GPU recovery action changed from 0x[0-9a-fA-F]+ \([^()]*\) to 0x([0-9a-fA-F]+) \([^()]*\)"
 )
 _OFF = grammar(
-    r"NVRM: GPU (?:PCI:)?((?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?): "
-    r"GPU has fallen off the bus\.?"
+    r"NVRM: GPU (?:at )?(?:PCI:)?((?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)"
+    r"(?:: GPU)? has fallen off the bus\.?"
 )
-# one message of three lines, as the driver prints it when it finds a GPU so while it starts
+# one message of two or three lines, as the driver prints it when it finds a GPU so while it starts
+_BREAK = r"(?: |\nNVRM: )"
 _OFF_AT_START = grammar(
-    rf"NVRM: The NVIDIA GPU {_ADDRESS}[ \n](?:NVRM: )?\(PCI ID: [0-9a-fA-F]{{4}}:[0-9a-fA-F]{{4}}\) "
-    r"installed in this system has[ \n](?:NVRM: )?fallen off the bus and is not responding to commands\."
+    rf"NVRM: The NVIDIA GPU {_ADDRESS}{_BREAK}\(PCI ID: [0-9a-fA-F]{{4}}:[0-9a-fA-F]{{4}}\){_BREAK}"
+    rf"installed in this system has{_BREAK}fallen off the bus and is not responding to commands\."
 )
 _REGISTERS = grammar(r"Data \{|Severity \d+ Engine instance ")
 _WORD = grammar(r"(Fatal|Non-fatal)(?:[, ].*)?")

@@ -23,10 +23,10 @@ _HARD = grammar(
 _POOL = grammar(rf"BUG: workqueue lockup - pool {ANY}{{1,200}} stuck for \d{{1,10}}s!")
 _STALL = grammar(
     r"(?:rcu: )?INFO: rcu_[a-z_]{1,32} (?:self-detected stall on CPU|"
-    rf"detected (?:expedited )?stalls on CPUs/tasks:){ANY}*"
+    rf"detected (?:expedited )?stalls?(?: on (?:CPUs/)?tasks:|, but )){ANY}*"
 )
 _INVOKED = grammar(
-    rf"{ANY}{{1,20}} invoked oom-killer: gfp_mask=0x[0-9a-f]+(?:\([A-Z_|]+\))?,"
+    rf"{ANY}{{1,20}} invoked oom-killer: gfp_mask=0x[0-9a-f]+(?:\([A-Za-z0-9_|]+\))?,"
     r"(?: +nodemask=[^ ]{1,64},)? +order=-?\d+, (?:oom_score_adj|oom_adj|oomkilladj)=-?\d+"
 )
 _CHOSEN = grammar(rf"oom-kill:constraint=[A-Z_]+(?:,{ANY}*?(?:,pid=(\d{{1,10}}),uid=\d{{1,10}})?)?")
