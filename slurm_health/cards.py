@@ -138,7 +138,8 @@ def ranks(
 
 def leftovers(runs: Iterable[Card], gpus: Iterable[Reading], whose: Iterable[Reading]) -> Iterator[Reading]:
     """What is still on GPUs that no living job holds: `gpu.leftover`, and `gpu.leftover_memory` (MiB in use
-    without any process). `gpus` are NVML's readings, `whose` those of the `process` probe.
+    without any process, a desktop's included). `gpus` are NVML's readings, `whose` those of the `process`
+    probe.
 
     Where a living job's GPUs are not known, or with MIG on, nothing can be told. Processes of root are the
     machine's own. Without any run nobody knows whether there are cards at all.
@@ -168,7 +169,8 @@ def leftovers(runs: Iterable[Card], gpus: Iterable[Reading], whose: Iterable[Rea
                 yield Reading("gpu.leftover", device, bool(left), "; ".join(map(_whose, left, left.values())))
             if isinstance(used := its.get("gpu.memory_used"), int):
                 words = f"{used} MiB in use by no process"
-                yield Reading("gpu.leftover_memory", device, 0 if count else used, words)
+                alone = count == 0 and not its.get("gpu.drawing")
+                yield Reading("gpu.leftover_memory", device, used if alone else 0, words)
 
 
 def _whose(pid: int, its: Mapping[str, Value]) -> str:

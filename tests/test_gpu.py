@@ -130,8 +130,18 @@ def test_a_healthy_node(worker: Worker) -> None:
             "memory_total": 79.6,
             "memory_used": 0,
             "processes": 0,
+            "drawing": 0,
+            "virtual": False,
         }
     )
+
+
+def test_memory_that_linux_shares_is_not_told_as_in_use(machine: Machine, worker: Worker) -> None:
+    machine.set("set 0 addressing 2", "set 0 memory-used 2147483648", "set 0 virtualization 1")
+    seen = facts(get(worker))
+    assert ("gpu.memory_used", GPUS[0]) not in seen
+    assert seen["gpu.memory_total", GPUS[0]] == 79.6
+    assert (seen["gpu.virtual", GPUS[0]], seen["gpu.virtual", GPUS[1]]) == (True, False)
 
 
 @pytest.mark.parametrize(

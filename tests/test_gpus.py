@@ -81,6 +81,13 @@ def test_fewer_links_than_its_like_from_the_first_look_on() -> None:
     assert [says(known(report), report, "nvlink_fewer", device) for device in (A, B)] == [True, False]
 
 
+def test_boards_that_bridges_join_two_by_two_leave_others_without() -> None:
+    pair, single = board(nvlinks_up="0,1,2,3"), board(nvlinks_up="", nvlinks_down="0,1,2,3")
+    for boards in ({"a": pair, "b": pair, "c": single}, {"a": pair, "b": pair, "c": single, "d": single}):
+        assert says(None, node(**boards), "nvlink_fewer", C) is False
+    assert says(None, node(a=pair, b=pair, c=single, d=pair), "nvlink_fewer", C) is True
+
+
 def test_with_mig_the_links_are_off_and_that_is_no_fault() -> None:
     assert says(HEALTHY, node(a=board(mig=True, nvlinks_up="", nvlinks_down=LINKS)), "nvlink_down") is None
 
@@ -118,6 +125,12 @@ def test_a_slot_that_never_gave_more_is_told_but_not_called_a_change() -> None:
     assert (says(known(eight), eight, "pcie_slow"), says(known(eight), eight, "pcie_below")) == (False, True)
     narrow = node(a=board(pcie_width=8, pcie_width_max=8))
     assert says(known(narrow), narrow, "pcie_below") is False
+
+
+def test_a_virtual_machine_does_not_see_its_slots() -> None:
+    eight = node(a=board(pcie_width=8, virtual=True))
+    assert says(known(eight), eight, "pcie_below") is None
+    assert says(HEALTHY, eight, "pcie_slow") is True
 
 
 @pytest.mark.parametrize(
@@ -175,6 +188,16 @@ def test_a_gpu_with_less_memory_than_it_had() -> None:
     assert says(after, half, "memory_share") == 50  # learning forgives nothing
     assert says(after, node(a=board()), "memory_share") is None
     assert says(None, half, "memory_share") is None
+
+
+def test_a_board_keeps_the_bits_of_its_ecc_in_its_memory() -> None:
+    without, with_ecc = (
+        node(a=board(memory_total=size, ecc=mode)) for size, mode in ((24.0, False), (22.5, True))
+    )
+    assert says(known(without), with_ecc, "memory_share") is None
+    after = learn(begin(known(without), "next boot"), with_ecc)[0]
+    assert says(after, with_ecc, "memory_share") == 100
+    assert says(after, node(a=board(memory_total=11.2)), "memory_share") == 49.8
 
 
 def test_another_driver_under_a_running_node() -> None:
@@ -242,3 +265,4 @@ def test_root_and_who_cannot_be_seen_are_no_leftovers() -> None:
 def test_an_empty_gpu_is_good_news_and_its_memory_a_fact() -> None:
     assert left(ENDED, gpus=sat(0)) == {"leftover": False, "leftover_memory": 4096}
     assert left(gpus=sat(0)) == {"leftover": False}
+    assert left(ENDED, gpus=sat(0, drawing=2)) == {"leftover": False, "leftover_memory": 0}

@@ -3,6 +3,9 @@
 Each is written from what its drivers put into /sys and /proc; whence is said beside it.
 """
 
+import select
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +17,13 @@ from slurm_health.baseline import Baseline, Expectations, begin, expect, learn
 from slurm_health.host import Host
 from slurm_health.model import Finding, Report, Severity
 from slurm_health.probes.disk import disk
+from slurm_health.probes.gpu import Worker
 from slurm_health.probes.infiniband import InfiniBand
 from slurm_health.probes.memory import memory
 from slurm_health.probes.nic import Nic
 from slurm_health.probes.pcie import Pcie
 from slurm_health.probes.system import System
+from slurm_health.sandbox.library import build
 
 BOOK = rules.load()
 GIB = 1 << 20  # KiB
@@ -240,6 +245,101 @@ def test_a_healthy_machine_shows_nothing(name: str, tmp_path: Path) -> None:
     assert watch.look(10) == set()
     watch.reboot()
     assert watch.look(10) == set()
+
+
+# -- boards, and what they and their drivers do not tell (nvml.h; docs.nvidia.com/deploy/nvml-api) ----------
+
+NOT_SUPPORTED, NO_FUNCTION = 3, 13  # NVML_ERROR_NOT_SUPPORTED, _FUNCTION_NOT_FOUND
+# not there before R510, R525, R535, R545, R565, R575: to a driver of series 470 all of them are unknown
+LATER = (
+    *("nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGpuFabricInfo"),
+    *(
+        "nvmlDeviceGetGraphicsRunningProcesses_v3",
+        "nvmlDeviceGetGpuFabricInfoV",
+        "nvmlDeviceGetMarginTemperature",
+    ),
+    *("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetSramEccErrorStatus"),
+)
+# of a GeForce, a K80 or a slice of a vGPU
+LACKING = (
+    *(
+        "EccMode",
+        "MigMode",
+        "NvLinkState",
+        "FanSpeed",
+        "MinorNumber",
+        "Serial",
+        "ViolationStatus",
+        "VbiosVersion",
+    ),
+    *("TemperatureThreshold", "MarginTemperature", "Temperature", "PersistenceMode", "PerformanceState"),
+    *("CurrentClocksEventReasons", "CurrentClocksThrottleReasons", "UtilizationRates", "GpuFabricInfoV"),
+    *(
+        "CurrPcieLinkGeneration",
+        "CurrPcieLinkWidth",
+        "MaxPcieLinkGeneration",
+        "MaxPcieLinkWidth",
+        "FieldValues",
+    ),
+    *("SramEccErrorStatus", "GpuFabricInfo", "MemoryInfo_v2", "ComputeRunningProcesses_v3"),
+)
+BOARDS = {
+    "H100": [],
+    "series 470": [f"fail {call} -1 {NO_FUNCTION}" for call in LATER],
+    "nothing told": [f"fail nvmlDeviceGet{call} -1 {NOT_SUPPORTED}" for call in LACKING],
+    "MIG": ["set 0 mig 1", "set 0 nvlinks-down 262143", "set 1 mig 1"],
+    "power cap": ["set 0 throttle 4", "set 0 utilization 100", "set 1 throttle 4"],  # SW_POWER_CAP
+    "idle": [
+        "set 0 link-gen 1",
+        "set 0 link-width 8",
+        "set 0 pstate 8",
+        "set 1 link-gen 1",
+        "set 1 pstate 8",
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("no C compiler for the fake NVML")
+    return str(build(tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"))
+
+
+def gpus(root: Path, library: str, *chapters: list[str]) -> list[Shape]:
+    """What is found of two boards at the end of each chapter, which is five looks, a minute between two."""
+    rows = [f"gpu {n} 0000:{n + 1}8:00.0 GPU-{n} 165{n} {n} NVIDIA Board" for n in range(2)]
+    for number in range(2):
+        nodes.gpu(root, f"0000:{number + 1}8:00.0")
+    worker, known, memory = Worker(Host(root), library), begin(Baseline(), "boot"), rules.begin(None, "boot")
+    shapes, now = [], 0.0
+    try:
+        for lines in chapters:
+            (root / "nvml.new").write_text("\n".join(["driver 470.1", *rows, *lines, "end", ""]))
+            (root / "nvml.new").replace(root / "nvml")
+            for _ in range(5):
+                worker.ask(time.monotonic())
+                select.select([worker.fileno()], [], [], 20)
+                report = worker.answer(time.monotonic())
+                assert report is not None
+                assert report.error == ""
+                now += 60
+                found, memory = rules.judge(BOOK, expect(known, Expectations(), report), memory, now)
+                known, _ = learn(known, report)
+            shapes.append({(one.code, one.device, str(one.severity)) for one in found})
+    finally:
+        worker.stop()
+    assert len(known.gpus) == 2
+    return shapes
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_board_that_tells_little_tells_that_it_is_lost(
+    name: str, tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_HEALTH_FAKE_NVML", str(tmp_path / "nvml"))
+    said = gpus(tmp_path, library, BOARDS[name], [*BOARDS[name], "set 1 lost 1"])
+    assert said == [set(), {("GPU_MISSING", "0000:28:00.0", "critical")}]
 
 
 # -- what changes on healthy ones, and is no fault -----------------------------------------

@@ -76,6 +76,14 @@ def test_a_slot_that_can_less_is_no_fault_of_the_card(tmp_path: Path) -> None:
     assert found(tmp_path, None) == {("pcie.below", HCA)}
 
 
+def test_a_virtual_machine_does_not_see_the_slot(tmp_path: Path) -> None:
+    device(tmp_path, HCA, current_link_width="8")
+    known, _ = learn(Baseline(), look(tmp_path))
+    assert found(tmp_path, known) == set()
+    device(tmp_path, HCA, current_link_width="4")
+    assert found(tmp_path, known) == {("pcie.degraded", HCA)}
+
+
 @pytest.mark.parametrize(
     "worse", [{"current_link_width": "8"}, {"current_link_speed": "16.0 GT/s PCIe"}], ids=["width", "speed"]
 )

@@ -17,6 +17,7 @@ from slurm_health.baseline.facts import Devices, Expectations, Facts, Learned
 from slurm_health.model import Reading, Value
 
 LOAD = 10  # percent: an idle GPU runs its PCIe link slowly to save power
+MANY = 3  # others of a kind that have NVLinks make a board without any odd
 COMPUTING = 2  # the highest number of a P-state in which GPUs compute
 MAKE = {"gpu.minor": "minor", "gpu.name": "model", "gpu.serial": "serial"}
 SETTINGS = {
@@ -77,10 +78,15 @@ def _best(seen: Facts, same: Facts) -> Facts:
         speeds = [one for one in (seen.get(f"gpu.pcie_{fact}"), same.get(fact)) if isinstance(one, int)]
         if speeds:
             new[fact] = max(speeds)
-    totals = (seen.get("gpu.memory_total"), same.get("memory"))
+    totals = (seen.get("gpu.memory_total"), same.get("memory") if _same_ecc(seen, same) else None)
     if sizes := [one for one in totals if isinstance(one, int | float)]:
         new["memory"] = max(sizes)
     return new
+
+
+def _same_ecc(seen: Facts, its: Facts) -> bool:
+    """Boards with GDDR memory keep their ECC's bits in it: with ECC they have less."""
+    return seen.get("gpu.ecc") == its.get("ecc_mode")
 
 
 def _settings(seen: Facts, node: Facts, before: Facts) -> Facts:
@@ -164,8 +170,10 @@ def _nvlinks(device: str, seen: Facts, its: Facts, like: list[Facts]) -> Iterato
         "gpu.nvlink_down", device, bool(dead), f"NVLink {words} inactive; it was active" if dead else ""
     )
     up = _numbers(seen["gpu.nvlinks_up"])
-    most = max((len(_numbers(other.get("gpu.nvlinks_up"))) for other in like), default=0)
-    fewer = len(up) < most and not dead
+    # of boards that bridges join some may have none: only where all others agree, and are many, it is odd
+    others = {len(_numbers(other.get("gpu.nvlinks_up"))) for other in like}
+    most = max(others, default=0)
+    fewer = len(up) < most and not dead and len(others) == 1 and (bool(up) or len(like) >= MANY)
     yield Reading(
         "gpu.nvlink_fewer", device, fewer, f"{len(up)} NVLinks active; others of its kind have {most}"
     )
@@ -182,7 +190,8 @@ def _fabric(device: str, seen: Facts, its: Facts) -> Iterator[Reading]:
 
 
 def _pcie(device: str, seen: Facts, its: Facts) -> Iterator[Reading]:
-    """The link saves power when idle: that it is slow is told under load only, that it is not at any time."""
+    """The link saves power when idle: that it is slow is told under load only, that it is not at any time.
+    What the slot can is not to be seen from within a virtual machine."""
     busy = seen.get("gpu.utilization")
     loaded = (
         isinstance(busy, int) and busy >= LOAD and seen.get("gpu.pstate", COMPUTING) in range(COMPUTING + 1)
@@ -199,7 +208,7 @@ def _pcie(device: str, seen: Facts, its: Facts) -> Iterator[Reading]:
     evidence = f"PCIe {', '.join(words)}, at {busy} % load"
     if loaded or not slow:
         yield Reading("gpu.pcie_slow", device, slow, evidence)
-    if loaded or not below:
+    if (loaded or not below) and not seen.get("gpu.virtual"):
         yield Reading("gpu.pcie_below", device, below, evidence)
 
 
@@ -208,7 +217,8 @@ def _make(device: str, seen: Facts, its: Facts, expectations: Expectations) -> I
     if model and wanted:
         other = not any(fnmatchcase(model, glob) for glob in wanted)
         yield Reading("gpu.other_model", device, other, f"{model} instead of {' or '.join(wanted)}")
-    total, usual = seen.get("gpu.memory_total"), expectations.gpu_memory or its.get("memory")
+    total = seen.get("gpu.memory_total")
+    usual = expectations.gpu_memory or (its.get("memory") if _same_ecc(seen, its) else None)
     if isinstance(total, int | float) and isinstance(usual, int | float) and usual > 0:
         share = round(100 * total / usual, 1)
         yield Reading("gpu.memory_share", device, share, f"{total:g} GiB of {usual:g}")

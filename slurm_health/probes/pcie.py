@@ -134,12 +134,13 @@ class Pcie:
             what = "graphics"
         if what == "bridge" and len(above) % 2:
             what = "switch"  # a port's link is below it, a switch's is above: they take turns from the root
-        ends = [folder, *([f"{DEVICES}/{above[-1]}"] if above else [])]
-        widths = [lanes(host.text(f"{end}/max_link_width")) or 0 for end in ends]
-        speeds = [transfers(host.text(f"{end}/max_link_speed")) or 0.0 for end in ends]
+        # without a port above it a card is a virtual machine's, which cannot see the slot
+        ends = [folder, f"{DEVICES}/{above[-1]}"] if above else []
+        width = min((lanes(host.text(f"{end}/max_link_width")) or 0 for end in ends), default=0)
+        speed = min((transfers(host.text(f"{end}/max_link_speed")) or 0.0 for end in ends), default=0.0)
         model = ":".join(words) if words[0] else "infiniband" * host.exists(f"{DEVICES}/{address}/infiniband")
         idles = what == "gpu" or (what == "switch" and words[0] in (NVIDIA, AMD))
-        return Slot(folder, what, model, min(widths), min(speeds), idles)
+        return Slot(folder, what, model, width, speed, idles)
 
 
 def ancestry(host: Host, folder: str) -> tuple[str, ...]:

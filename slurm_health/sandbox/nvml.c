@@ -49,7 +49,8 @@ enum key {
 	THROTTLE, PSTATE, FAN, MEMORY_TEMPERATURE, SHUTDOWN, SLOWDOWN, MEMORY_LIMIT, MARGIN, SHUTDOWN_MARGIN,
 	SLOWDOWN_MARGIN, SRAM_THRESHOLD, FABRIC, FABRIC_STATUS, FABRIC_MASK, FABRIC_SUMMARY, LINK_GEN,
 	LINK_GEN_MAX, LINK_WIDTH, LINK_WIDTH_MAX, REPLAY, NVLINKS, NVLINKS_DOWN, PERSISTENCE, ECC,
-	MIG, MEMORY, MEMORY_USED, SM_CLOCK, SW_THERMAL_TIME, HW_THERMAL_TIME, POWER_BRAKE_TIME, NVLINK5, KEY_COUNT
+	MIG, MEMORY, MEMORY_USED, SM_CLOCK, SW_THERMAL_TIME, HW_THERMAL_TIME, POWER_BRAKE_TIME, NVLINK5,
+	VIRTUALIZATION, ADDRESSING, KEY_COUNT
 };
 static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
 	[GONE] = {"gone", 0},
@@ -101,6 +102,8 @@ static const struct { const char *name; long long usual; } KEYS[KEY_COUNT] = {
 	[HW_THERMAL_TIME] = {"hw-thermal-time", NONE},
 	[POWER_BRAKE_TIME] = {"power-brake-time", NONE},
 	[NVLINK5] = {"nvlink5", 0}, /* as on Blackwell: NVLinks are counted otherwise */
+	[VIRTUALIZATION] = {"virtualization", 0}, /* NVML_GPU_VIRTUALIZATION_MODE_NONE */
+	[ADDRESSING] = {"addressing", NONE},
 };
 
 /* What is counted on an NVLink, and the NVML_FI_DEV_NVLINK_* of one link before NVLink 5 and from it on. */
@@ -889,6 +892,19 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned *current, unsign
 	if (v[MIG] == NONE)
 		return NOT_SUPPORTED;
 	*current = *pending = v[MIG] != 0;
+	return SUCCESS;
+}
+
+NUMBER(nvmlDeviceGetVirtualizationMode, VIRTUALIZATION)
+
+struct addressing { unsigned version, mode; };
+
+nvmlReturn_t nvmlDeviceGetAddressingMode(nvmlDevice_t device, struct addressing *addressing)
+{
+	DEVICE_CALL(device, addressing);
+	if (v[ADDRESSING] == NONE)
+		return NOT_SUPPORTED;
+	addressing->mode = (unsigned)v[ADDRESSING];
 	return SUCCESS;
 }
 

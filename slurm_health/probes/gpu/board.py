@@ -31,6 +31,8 @@ EACH_PASS = (
 # have moved: R575 and R580 (nvml.h of CUDA 12.9 and 13.0) have the first number, R590 (13.1) the second.
 HELD_DOWN = {"gpu.sw_thermal": (251, 269), "gpu.hw_thermal": (252, 270), "gpu.hw_power_brake": (253, 271)}
 HELD_DOWN_SINCE, HELD_DOWN_MOVED = 575, 590
+GUEST = {1, 2}  # NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH, _VGPU
+ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS: the memory is Linux's as well (Grace Hopper, Grace Blackwell)
 THERMAL_POLICY = 1  # NVML_PERF_POLICY_THERMAL: the first of these, for older drivers
 # what is counted on NVLinks: the field of one link (Hopper), those of all links together (before)
 LINK_ERRORS = {"crc": (163, (38, 45)), "replay": (161, (52,)), "recovery": (162, (59,))}
@@ -62,6 +64,7 @@ class Board:
         self.links: tuple[int, ...] = ()
         self.limits: dict[str, int] = {}
         self.slow: list[Row] = []
+        self.shared = False  # the memory, with Linux
 
     def read(self) -> list[Row]:
         """All readings of one pass. What was asked in an earlier one is said again, but for counters."""
@@ -167,6 +170,9 @@ class Board:
                 yield self._row(name, bool(modes[0]))
         if sram := self._filled("nvmlDeviceGetSramEccErrorStatus", "c_nvmlEccSramErrorStatus_v1_t"):
             yield self._row("gpu.sram_threshold", bool(sram.bThresholdExceeded))
+        if (mode := self._ask("nvmlDeviceGetVirtualizationMode")) is not None:
+            yield self._row("gpu.virtual", mode in GUEST)
+        self.shared = self._ask("nvmlDeviceGetAddressingMode") == ATS
         self._learn_limits()
         self._learn_links()
 
@@ -363,12 +369,12 @@ class Board:
             yield self._row("gpu.fabric_health", ", ".join(ill) or "healthy")
 
     def _who(self) -> Iterator[Row]:
-        """Those that compute here, how much memory there is (GiB), and how much is in use (MiB), without what
-        the driver reserves."""
+        """Those that compute here (and, where none does, how many draw), how much memory there is (GiB), and
+        how much is in use (MiB), without what the driver reserves; not where Linux may use it for itself."""
         memory = self._ask("nvmlDeviceGetMemoryInfo", self.nvml.nvmlMemory_v2)
         if memory is not None and memory.total not in BLANK:
             yield self._row("gpu.memory_total", round(memory.total / 2**30, 1))
-        if memory is not None and memory.used not in BLANK:
+        if memory is not None and memory.used not in BLANK and not self.shared:
             yield self._row("gpu.memory_used", memory.used >> 20, f"{memory.used >> 20} MiB in use")
         running = self._ask("nvmlDeviceGetComputeRunningProcesses_v3")
         if running is None:  # its name before R510
@@ -376,6 +382,8 @@ class Board:
         if running is None:
             return
         yield self._row("gpu.processes", len(running))
+        if not running and (drawing := self._ask("nvmlDeviceGetGraphicsRunningProcesses_v3")) is not None:
+            yield self._row("gpu.drawing", len(drawing))
         for one in running[:PROCESSES]:
             if one.pid:  # 0: of a pid namespace that we cannot see
                 used = "" if one.usedGpuMemory is None else f"{one.usedGpuMemory >> 20} MiB"
