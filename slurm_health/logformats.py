@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from slurm_health.probes.kernel import parse_record
 
 _RAW = re.compile(r"\d{1,10},\d{1,19},\d{1,19},[^;]*;", re.ASCII)
-_STAMP = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+_ZONE = r"(?:Z|[+-]\d\d:?\d\d)?"
+_SECOND = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d"
 # facility and level as `dmesg --decode` prints them
 _DECODED = re.compile(r"(\w+) *:(\w+) *: ", re.ASCII)
 _LEVELS = {"emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"}
@@ -25,15 +26,16 @@ _CALLER = r"(?:\[ *[TC]\d+\] ?)?"  # a kernel that names the thread or the proce
 _DMESG = re.compile(
     rf"(?:\[(?: *\+?\d+\.\d+{_DELTA}?|{_DELTA}|[A-Z][a-z]{{2}}[ \d]\d \d\d:\d\d)\] ?|"
     rf"\[[A-Z][a-z]{{2}} [A-Z][a-z]{{2}} [ \d]?\d \d\d:\d\d:\d\d \d{{4}}{_DELTA}?\] |"
-    rf"{_STAMP} |\[\.\.\.\] )?{_CALLER}",
+    rf"{_SECOND}(?:[.,]\d{{1,9}})?{_ZONE} |\[\.\.\.\] )?{_CALLER}",
     re.ASCII,
 )
 _UPTIME = rf"(?:\[ *\d+\.\d+\] ?)?{_CALLER}"
-# a syslog or journal line names who wrote it; "kernel" without a process number is the kernel
+# a syslog or journal line names who wrote it; "kernel" without a process number is the kernel. Months and
+# days in any language; no comma in the second, which is dmesg's, where the kernel's words stand next.
 _JOURNAL = re.compile(
-    rf"(?:{_STAMP}|[A-Z][a-z]{{2}} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{{9,10}}\.\d{{6}}|"
-    rf"[A-Z][a-z]{{2}} {_STAMP} [A-Z][A-Z0-9:+-]{{1,8}}) [A-Za-z0-9._-]+ "
-    rf"(?P<who>[^\s:\[\]]+)(?P<pid>\[\d+\])?: {_UPTIME}",
+    rf"(?:{_SECOND}(?:\.\d{{1,9}})?{_ZONE}|\S{{2,8}} +\d{{1,2}} \d\d:\d\d:\d\d(?:\.\d+)?|"
+    rf"\d{{9,10}}\.\d{{6}}|\S{{2,8}} {_SECOND}(?:\.\d+)? [A-Z][A-Z0-9:+-]{{1,8}}) +"
+    rf"(?:[A-Za-z0-9._-]+ (?P<who>[^\s:\[\]]+)(?P<pid>\[\d+\])?|kernel): {_UPTIME}",
     re.ASCII,
 )
 # the same when its date was cut off, or the host's name, too
@@ -59,7 +61,7 @@ def message(line: str) -> str | None:
             return None
         line = line[priority.end() :]
     if journal := _JOURNAL.match(line):
-        if journal["who"] != "kernel" or journal["pid"]:
+        if journal["who"] not in ("kernel", None) or journal["pid"]:
             return None
         text = line[journal.end() :].replace(_BREAK, "\n")
     else:

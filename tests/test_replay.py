@@ -3,8 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_grammars import SAID
 
 from slurm_health import rules
+from slurm_health.logformats import message
 from slurm_health.replay import replay
 
 BOOK = rules.load()
@@ -29,6 +31,13 @@ KERNEL = (
     "kernel: {}",
     "[12345.678901] [T4242] {}",
     "[   12.345678][  C12] {}",
+    "Jan 02 15:20:12 kernel: {}",
+    "Jan  2 15:20:12  kernel: {}",
+    "jan. 29 20:50:17 gpu001 kernel: {}",
+    "M\u00e4r 29 20:50:17 gpu001 kernel: {}",
+    "11\u6708 15 14:15:47 gpu001 kernel: {}",
+    "Do 2025-01-02 15:20:12 CET gpu001 kernel: {}",
+    "2025-01-02T15:20:12+00:00 kernel: {}",
     "[<    0.000123>] {}",
     "[   12.345678 <    0.000123>] {}",
     "[Sat Mar  1 06:04:08 2025 <    0.000123>] {}",
@@ -67,6 +76,8 @@ OTHERS = (
     "gpu001 python3: {}",
     "gpu001 kernel[12]: {}",
     "Thu 2025-01-02 15:20:12 UTC gpu001 python3[123]: {}",
+    "jan. 29 20:50:17 gpu001 python3: {}",
+    "Jan 02 15:20:12 kernel[123]: {}",
     "1735831212.123456 gpu001 python3[123]: {}",
     "[   12.345678] gpu001 python3[123]: {}",
     "[] {}",
@@ -87,6 +98,13 @@ def test_what_the_kernel_wrote(form: str) -> None:
             "text": XID,
         }
     ]
+
+
+@pytest.mark.parametrize("form", KERNEL)
+def test_whatever_the_kernel_wrote(form: str) -> None:
+    for text in SAID:
+        if "\n" not in text:
+            assert message(form.format(text)) == text
 
 
 @pytest.mark.parametrize("form", OTHERS)
