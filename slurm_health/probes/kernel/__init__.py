@@ -46,7 +46,7 @@ GRAMMARS: tuple[tuple[str, Callable[[str], Event | None]], ...] = (
     (" aer_status: ", pci.aer),
     (" containment event, ", pci.aer),
     ("mlx5", mlx5.mlx5),
-    ("EDAC MC", memory.memory),
+    ("EDAC ", memory.memory),
     ("[Hardware Error]: ", memory.memory),
     ("mce: ", memory.memory),
     ("Memory failure: ", memory.memory),

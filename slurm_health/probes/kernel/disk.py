@@ -43,7 +43,7 @@ _DISKS = tuple(
         (
             "dead",
             rf"sd \d+:\d+:\d+:\d+: (?:\[({DISK})\] )?(?:tag#\d+ )?"
-            r"(?:rejecting I/O to (?:offline|dead) device|Device offlined - not ready after error recovery|"
+            r"(?:rejecting I/O to offline device|Device offlined - not ready after error recovery|"
             r"Medium access timeout failure\. Offlining disk!)",
         ),
         ("dead", rf"{_ARRAY}Disk failure on {DISK} detected, failing array\.?"),
@@ -57,6 +57,8 @@ _DISKS = tuple(
             r"recoverable transport|timeout|protection|device offline) "
             rf"error, dev ({DISK}), sector \d+{ANY}*",
         ),
+        # taken away, be it by its admin (SDEV_DEL)
+        ("io", rf"sd \d+:\d+:\d+:\d+: (?:\[({DISK})\] )?(?:tag#\d+ )?rejecting I/O to dead device"),
         ("io", rf"Buffer I/O error on dev(?:ice)? ({DISK}), logical block \d+(?:, [a-z ]+)?"),
         (
             "io",

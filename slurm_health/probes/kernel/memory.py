@@ -1,9 +1,9 @@
 """Memory and machine check errors: EDAC, MCE, firmware's own records (GHES), pages that were lost.
 
-drivers/edac/edac_mc.c (edac_ce_error, edac_ue_error), arch/x86/kernel/cpu/mce/core.c (print_mce,
-mce_notify_irq), drivers/edac/mce_amd.c (amd_decode_mce), drivers/firmware/efi/cper.c (cper_estatus_print),
-mm/memory-failure.c (action_result). Of the many lines of one error the one that says how bad it is is the
-event.
+drivers/edac/edac_mc.c (edac_ce_error, edac_ue_error) and edac_device.c (edac_device_handle_ue),
+arch/x86/kernel/cpu/mce/core.c (print_mce, mce_notify_irq), drivers/edac/mce_amd.c (amd_decode_mce),
+drivers/firmware/efi/cper.c (cper_estatus_print), mm/memory-failure.c (action_result). Of the many lines of
+one error the one that says how bad it is is the event.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _EDAC = grammar(
     rf"(?:{ANY}{{0,64}}\bon {ANY}{{1,512}} \({ANY}{{0,512}}page:0x[0-9a-f]+ offset:0x[0-9a-f]+ {ANY}*|"
     rf"[^\[\]\x00-\x1f\x7f]*\bon [^\[\]\x00-\x1f\x7f]+)|(CE|UE) (?:page|row) {ANY}+)"
 )
+_CACHE = grammar(rf"EDAC DEVICE\d{{1,3}}: (CE|UE): {ANY}{{1,64}} instance: {ANY}{{1,64}} block: {ANY}+")
 _BANK = grammar(
     rf"(?:mce: )?\[Hardware Error\]: CPU \d{{1,5}}: Machine Check(?: Exception)?: [0-9a-f]{{1,16}} "
     rf"Bank \d{{1,3}}: ([0-9a-f]{{16}}){ANY}*"
@@ -43,6 +44,8 @@ def memory(text: str) -> Event | None:
     value = ""
     if match := _EDAC.fullmatch(text):
         value = "corrected" if "CE" in (match[1], match[2]) else "uncorrected"
+    elif match := _CACHE.fullmatch(text):
+        value = "corrected" if match[1] == "CE" else "uncorrected"
     elif match := _BANK.fullmatch(text):
         value = "uncorrected" if int(match[1], 16) & _UNCORRECTED else "corrected"
     elif match := _AMD.fullmatch(text):
