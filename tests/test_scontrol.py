@@ -5,6 +5,7 @@ The commands are scripts in a folder of the test's own; real ones are run in the
 
 import asyncio
 import time
+from calendar import timegm
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from slurm_health.slurm import Rejected, Site, SlurmError, Unreachable, scontrol
 from slurm_health.slurm.scontrol import JOB_FIELDS, NODE_FIELDS, Commands, hostlist
 
 START, END = "2026-01-02T03:04:05", "2026-01-02T04:04:05"
-STARTED, ENDED = (time.mktime(time.strptime(one, "%Y-%m-%dT%H:%M:%S")) for one in (START, END))
+STARTED, ENDED = (timegm(time.strptime(one, "%Y-%m-%dT%H:%M:%S")) for one in (START, END))
 
 PLAIN = {
     "JobID": "4711",
@@ -116,7 +117,7 @@ def test_flags() -> None:
 
 @pytest.mark.parametrize("text", ["N/A", "NONE", "Unknown", "", "now", "1970-01-01", "2026-13-01T00:00:00"])
 def test_a_time_that_is_none(text: str) -> None:
-    assert scontrol.moment(text) in (0.0, time.mktime((1970, 1, 1, 0, 0, 0, 0, 0, -1)))
+    assert scontrol.moment(text) == 0.0
 
 
 # -- lines of sinfo
@@ -245,6 +246,11 @@ def test_a_sites_wrapper_is_ended_with_what_it_started(bin_: Bin, then: str) -> 
         "slurm_update error: Unexpected missing socket error",
         "slurm_update error: Message receive failure",
         "slurm_update error: Slurm backup controller in standby mode",
+        "slurm_update error: Controller is in standby mode, try a different controller",
+        "slurm_update error: Protocol authentication error",
+        "slurm_load_jobs error: Rate limit exceeded, please retry momentarily",
+        "slurm_update error: Connection timed out establishing",
+        "scontrol: fatal: Could not establish a configuration source",
     ],
 )
 def test_a_slurmctld_that_is_away_is_silence(bin_: Bin, act: Act, words: str) -> None:
@@ -315,6 +321,16 @@ def test_only_jobs_that_were_asked_for(bin_: Bin) -> None:
     bin_.put("squeue", "printf '%s\\n' " + " ".join(f"'{task}'" for task in tasks))
     found = bin_.call(lambda slurm: slurm.jobs([4712]))
     assert [job.label for job in found.values()] == ["4711_1"]
+
+
+@pytest.mark.parametrize("at", [1792888200, 1792891800])
+def test_an_hour_that_the_sites_clock_shows_twice(
+    bin_: Bin, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The night in which summer time ends: 02:30, and an hour later 02:30."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    bin_.put("sinfo", f'echo "n1|drained|$(date -d @{at} +%Y-%m-%dT%H:%M:%S)|n1|x|"')
+    assert bin_.call(lambda slurm: slurm.nodes())["n1"].since == at
 
 
 @pytest.mark.parametrize(
@@ -531,6 +547,7 @@ def test_a_sites_habits_do_not_leak(bin_: Bin, monkeypatch: pytest.MonkeyPatch) 
         assert [name for name, value in env.items() if value == "leaked"] == []
         assert (env["LC_ALL"], env["SLURM_CONF"]) == ("C", "/site/slurm.conf")
         assert {"SINFO_LOCAL", "SQUEUE_LOCAL"} <= env.keys()  # of a federation our cluster only
+        assert env["TZ"] == "UTC0"
     bin_.call(CALLS["drain"], conf="/ours/slurm.conf")
     assert "SLURM_CONF=/ours/slurm.conf\n" in (bin_.folder / "scontrol.env").read_text()
 

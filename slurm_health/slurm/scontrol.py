@@ -18,7 +18,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from string import digits
 from typing import Self
 
@@ -57,8 +57,8 @@ NO_SUCH_RESERVATION = "Requested reservation is invalid"
 REQUEUED_HELD = "job requeued in held state"
 RELEASE = re.compile(r"(\d+)\.(\d+)")
 PING = re.compile(r"Slurmctld\(\w+\) at (\S+) is (UP|DOWN)")  # scontrol ping, 22.05 to 26.05
-# What tells of the way to slurmctld, not of its will (slurm_errno.c, 22.05 to 26.05; errno(3)): it went away
-# before, amid or after our words.
+# What tells of the way to slurmctld, not of its will (slurm_errno.c, 22.05 to 26.11; errno(3)): it went away
+# before, amid or after our words; MUNGE did; the name service or the folder of slurm.conf did not answer.
 SILENT = (
     "Unable to contact slurm controller",
     "Unexpected missing socket error",
@@ -73,12 +73,24 @@ SILENT = (
     "Connection refused",
     "Connection reset",
     "Transport endpoint",
-    "backup controller in standby mode",  # until it has seen that the primary is gone
+    "Connection timed out",
+    "Connection rejected by handler",
+    "Connection forced closed",
+    "delayed socket error",
+    "closing all communications",
+    "No route to host",
+    "Network is unreachable",
+    "in standby mode",  # until it has seen that the primary is gone
+    "Rate limit exceeded",
+    "Protocol authentication error",
+    "Can't find an address",
+    "Could not establish a configuration source",
 )
 # What changes, like a site's SQUEUE_*, what is printed, and in which words.
 HABITS = {"SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SLURM_BITSTR_LEN", "SLURM_JSON", "SLURM_YAML"}
 # Of a federation (FederationParameters=fed_display) only this cluster: another one's n1 is another node.
-OURS = {"LC_ALL": "C", "SINFO_LOCAL": "1", "SQUEUE_LOCAL": "1"}
+# Times in UTC: of local ones an hour a year comes twice.
+OURS = {"LC_ALL": "C", "TZ": "UTC0", "SINFO_LOCAL": "1", "SQUEUE_LOCAL": "1"}
 
 
 def _format(fields: Iterable[str]) -> str:
@@ -96,9 +108,9 @@ def hostlist(names: Iterable[str]) -> str:
 
 
 def moment(text: str) -> float:
-    """Slurm's local ISO time as seconds since the epoch; 0 for "N/A", "NONE", "Unknown"."""
+    """Slurm's ISO time, in UTC (see OURS), as seconds since the epoch; 0 for "N/A", "NONE", "Unknown"."""
     try:
-        return datetime.fromisoformat(text).timestamp()
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return 0.0
 
