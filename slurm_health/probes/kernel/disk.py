@@ -33,6 +33,7 @@ _DISKS = tuple(
             r"resetting controller due to (?:AER|persistent internal error))",
         ),
         ("dead", r"nvme (nvme\d+): failure state error detected, request disconnect"),
+        ("dead", r"nvme (nvme\d+): IO queues (?:lost|not created)"),
         ("dead", r"nvme (nvme\d+): Removing after probe failure(?: status: -?\d+)?"),
         ("dead", r"nvme (nvme\d+): Disabling device after reset failure: -?\d+"),
         (
@@ -69,13 +70,14 @@ _DISKS = tuple(
     )
 )
 _ON = rf"(?:\(({DISK})\))"
+_BTRFS = rf"\(device ({DISK})(?::? state [A-Z]+)?\)"
 _FILESYSTEMS = tuple(
     (value, grammar(words))
     for value, words in (
         ("readonly", rf"(?:(?:EXT[234]-fs|XFS|BTRFS|F2FS-fs)(?: {_ON})?: )?Remounting filesystem read-only"),
         (
             "readonly",
-            rf"BTRFS (?:info|error|warning) \(device ({DISK})(?:: state [A-Z]+)?\): forced readonly",
+            rf"BTRFS (?:info|error|warning) {_BTRFS}: forced readonly",
         ),
         (
             "shutdown",
@@ -105,9 +107,9 @@ _FILESYSTEMS = tuple(
         ),
         ("error", rf"XFS {_ON}: (?:[Mm]etadata|[Ll]og) I/O [Ee]rror:? {ANY}+"),
         ("error", rf"(?:XFS {_ON}|({DISK})): writeback error on inode \d+, offset \d+, sector \d+"),
-        ("error", rf"BTRFS (?:error|critical) \(device ({DISK})(?:: state [A-Z]+)?\): {ANY}+"),
-        ("error", rf"BTRFS warning \(device ({DISK})(?:: state [A-Z]+)?\): csum failed {ANY}+"),
-        ("error", rf"BTRFS: error \(device ({DISK})(?:: state [A-Z]+)?\) in {ANY}+: errno={ANY}+"),
+        ("error", rf"BTRFS (?:error|critical) {_BTRFS}: {ANY}+"),
+        ("error", rf"BTRFS warning {_BTRFS}: csum failed {ANY}+"),
+        ("error", rf"BTRFS: error {_BTRFS} in {ANY}+: errno={ANY}+"),
     )
 )
 # for want of space (ENOSPC) or of memory
