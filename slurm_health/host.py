@@ -7,6 +7,7 @@ a system call only, such a folder says in a file beside sys/ and proc/: `statvfs
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -116,6 +117,13 @@ class Host:
         timex = ctypes.create_string_buffer(512)  # struct timex: modes = 0, nothing is set; 208 bytes of it
         told = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
         return None if told < 0 else told == TIME_ERROR
+
+    def booted(self) -> float:
+        """Seconds since this machine booted (/proc/uptime, proc(5)), infinite where it does not say."""
+        try:
+            return float((self.text("proc/uptime") or "").partition(" ")[0])
+        except ValueError:
+            return math.inf
 
     def boot_id(self) -> str:
         """A name for this boot: /proc/sys/kernel/random/boot_id (random(4)), "" where it cannot be told."""

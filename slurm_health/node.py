@@ -51,6 +51,8 @@ BACKLOG = 600.0  # seconds before our start; older kernel lines are not news whe
 LINK_DEADLINE = 5.0
 PROCESS_DEADLINE = 5.0
 HOST_DEADLINE = 30.0
+SETTLES = 120.0  # seconds after a boot in which links may still train, and subnet managers look for them
+TRAINING = {"infiniband.down", "infiniband.missing", "nic.down", "nic.degraded", "nic.missing"}
 STUCK = 120.0  # seconds after which a probe that is still out is a finding
 SAVE = 60.0  # seconds between savings of what counts up within windows
 TICK = 1.0
@@ -73,6 +75,7 @@ class NodeDaemon:
         self.verdict = VerdictFile(run_dir)
         self.spool = Spool(state_dir / "spool")
         self.book = rules.load(config.rule)
+        self.settled = time.monotonic() + SETTLES - self.host.booted()
         self.expectations = baseline.Expectations(**config.expected(name))
         self.baseline = baseline.begin(baseline.load(state_dir / "baseline.json"), self.boot)
         self.memory = rules.begin(self._saved("memory.json"), self.boot)
@@ -346,7 +349,10 @@ class NodeDaemon:
         for note in notes:
             log.info("%s", note)
         known, self.baseline = self.baseline, learned
-        self._judge(baseline.expect(learned, self.expectations, report))
+        readings = baseline.expect(learned, self.expectations, report)
+        if time.monotonic() < self.settled:
+            readings = tuple(one for one in readings if one.name not in TRAINING or one.value is not True)
+        self._judge(readings)
         if learned is not known:  # saved last: what is said once, a GPU swapped, is said again after a crash
             self._save("baseline.json", lambda path: baseline.save(path, learned))
 
