@@ -23,7 +23,7 @@ from slurm_health.config import Config
 from slurm_health.ledger import FAULT_GONE, NO_ANSWER, Ledger
 from slurm_health.model import Card, Hurt, Incident, Node, Severity
 from slurm_health.outage import Outage
-from slurm_health.policy import Do
+from slurm_health.policy.node import Do
 from slurm_health.rescue import Fault, Rescue
 from slurm_health.silence import Silence
 from slurm_health.sinks.notify import Notify
@@ -51,7 +51,7 @@ class Case:
     incidents: list[Incident]
     pressing: list[Incident]
     cards: tuple[Card, ...]
-    ours: policy.Drained = field(default_factory=policy.Drained)
+    ours: policy.node.Drained = field(default_factory=policy.node.Drained)
     drained: float = 0.0  # when we drained it (epoch)
     attempts: list[Any] = field(default_factory=list)  # drains of ours that may have happened, or may yet
     state: Node | None = None
@@ -122,7 +122,7 @@ class Controller:
         if len(changed) > LINES:
             log.warning("%s: and %d incidents more", report.node, len(changed) - LINES)
         for incident in changed:
-            if incident.held.startswith(policy.SUSPECT):  # this evidence may be of another job
+            if incident.held.startswith(policy.touch.SUSPECT):  # this evidence may be of another job
                 self.ledger.hold(incident.id, "")
         if changed or report.opened or any(card.refused for card in report.cards):
             self.look_at(report.node)
@@ -240,7 +240,7 @@ class Controller:
                 self._decide(case.name, Decision(mode=self.config.mode))
                 self.out.discard(case.name)
                 continue
-            outlook = policy.Outlook(self.config.mode, paused(case.name), room.obstacle(case.name))
+            outlook = policy.node.Outlook(self.config.mode, paused(case.name), room.obstacle(case.name))
             reason = await self._judge(case, outlook)
             if reason and len(drains) == AT_ONCE and reason not in drains:
                 self.look_at(case.name)  # after these
@@ -255,19 +255,19 @@ class Controller:
 
     async def _recall(self, cases: Iterable[Case]) -> None:
         """Take drains that slurmctld forgot when it was killed for none at all: no admin ended them."""
-        back = [case for case in cases if case.state and policy.was_back(case.ours, case.state)]
+        back = [case for case in cases if case.state and policy.node.was_back(case.ours, case.state)]
         booted = (await self.slurm.site()).booted if back else 0.0
         for case in back:
-            if policy.forgot(booted, case.drained, self.shown_out.get(case.name, case.drained)):
+            if policy.node.forgot(booted, case.drained, self.shown_out.get(case.name, case.drained)):
                 log.error("%s: slurmctld was started anew and has forgotten that it is drained", case.name)
                 self.ledger.drained(case.name, "", 0, 0.0)
                 self.out.discard(case.name)
-                case.ours, case.drained, case.forgotten = policy.Drained(), 0.0, True
+                case.ours, case.drained, case.forgotten = policy.node.Drained(), 0.0, True
 
     def _hook_just_failed(self, case: Case, state: Node) -> bool:
         """Whether a hook has just failed on a node that an admin had resumed: the card that tells whose it
         was may be under way."""
-        return policy.was_back(case.ours, state) and time.time() - state.since < LATE
+        return policy.node.was_back(case.ours, state) and time.time() - state.since < LATE
 
     def _cases(self, names: Collection[str]) -> list[Case]:
         incidents: dict[str, list[Incident]] = defaultdict(list)
@@ -288,22 +288,22 @@ class Controller:
                 attempts=attempts[name],
             )
             if row := ours.get(name):
-                case.ours, case.drained = policy.Drained(row.reason, row.reason_time), row.drained
+                case.ours, case.drained = policy.node.Drained(row.reason, row.reason_time), row.drained
             cases.append(case)
         return cases
 
-    async def _judge(self, case: Case, outlook: policy.Outlook) -> str:
+    async def _judge(self, case: Case, outlook: policy.node.Outlook) -> str:
         """Draw the consequence for one node: all but a drain, whose reason is returned."""
         name, state = case.name, case.state
         first = min((one.since for one in case.pressing), default=None)
-        refused = case.forgotten or policy.our_hook(state, case.ours, case.cards, first)
+        refused = case.forgotten or policy.node.our_hook(state, case.ours, case.cards, first)
         attempted = {row.detail for row in case.attempts}
-        judged = policy.judge(state, case.incidents, case.ours, attempted, outlook, refused)
-        if policy.lost(case.ours, state, judged.do):
+        judged = policy.node.judge(state, case.incidents, case.ours, attempted, outlook, refused)
+        if policy.node.lost(case.ours, state, judged.do):
             self.ledger.drained(name, "", 0, 0.0)
         now = time.time()
         if judged.do is Do.DRAIN and (why := self._suspect(case)):
-            judged = policy.Judgement(Do.NOTHING, why)
+            judged = policy.node.Judgement(Do.NOTHING, why)
         news = judged.do is Do.STAND and state is not None and case.ours != _shown(state)
         with self.ledger.together():  # a drain that is done and not ours would be somebody else's
             self._conclude(case.attempts, state.reason if news and state else "", now)
@@ -358,16 +358,16 @@ class Controller:
         """
         why = ""
         for one in case.pressing:
-            if one.held.startswith(policy.SUSPECT):  # its card may be gone by now
+            if one.held.startswith(policy.touch.SUSPECT):  # its card may be gone by now
                 why = one.held
                 continue
-            holders = [] if policy.everyones(one) else policy.touched(one, case.cards)
+            holders = [] if policy.touch.everyones(one) else policy.touch.touched(one, case.cards)
             for card in holders:
-                if card.ended and card.ended < one.seen - policy.SLACK:
+                if card.ended and card.ended < one.seen - policy.touch.SLACK:
                     continue  # the last evidence came after it
                 fault = Hurt(case.name, one.code, card.started, one.since)
                 if what := self.rescue.suspect(card.job, fault):
-                    why = f"{policy.SUSPECT}{card.job} {what}"
+                    why = f"{policy.touch.SUSPECT}{card.job} {what}"
                     break
             else:
                 return ""
@@ -471,13 +471,13 @@ class Controller:
         if old or ours:
             log.warning("%s: resumed by an admin; its %d open incidents are acknowledged", name, len(old))
 
-    async def _undo(self, case: Case, outlook: policy.Outlook) -> str:
+    async def _undo(self, case: Case, outlook: policy.node.Outlook) -> str:
         """Put a node back that our hook drained after an admin's RESUME; the reason to keep it out instead
         where there is newer evidence."""
         blamed = case.pressing[0] if case.pressing else self.ledger.latest(case.name)
         self._yield(case, ours=False)
         if case.pressing and case.state:
-            if not (policy.obstacle(case.state, outlook) or self._suspect(case)):
+            if not (policy.node.obstacle(case.state, outlook) or self._suspect(case)):
                 return case.pressing[0].reason
             self.look_at(case.name)
         self.out.discard(case.name)
@@ -488,7 +488,7 @@ class Controller:
             self.ledger.settle(action, "done", time.time())
         return ""
 
-    def _returns(self, case: Case, outlook: policy.Outlook, now: float) -> bool:
+    def _returns(self, case: Case, outlook: policy.node.Outlook, now: float) -> bool:
         """Whether the site wants it back, its fault has been gone for long enough, and its daemon, which sees
         all that it should, says so now."""
         site = self.config.resume
@@ -501,7 +501,7 @@ class Controller:
         if now - when > SILENT or known is None or known.blind:
             return False
         times = self.ledger.done_since("resume", case.name, FAULT_GONE, now - FLAPPING)
-        return policy.returns(case.state, case.pressing, site.codes, site.after, times, now)
+        return policy.node.returns(case.state, case.pressing, site.codes, site.after, times, now)
 
     async def _return(self, case: Case) -> None:
         """Put a node back into service whose fault is gone."""
@@ -525,9 +525,9 @@ class Controller:
         self.out.discard(name)
         self._decide(name, self._noted([]))
 
-    def _room(self, total: int) -> policy.Room:
+    def _room(self, total: int) -> policy.budget.Room:
         site = self.config.budget
-        return policy.Room(
+        return policy.budget.Room(
             total,
             {row.name for row in self.ledger.out_by_us()} | self.ledger.drained_since(0, under_way=True),
             self.ledger.drained_since(time.time() - site.window),
@@ -536,8 +536,8 @@ class Controller:
         )
 
 
-def _shown(state: Node) -> policy.Drained:
-    return policy.Drained(state.reason, state.since)
+def _shown(state: Node) -> policy.node.Drained:
+    return policy.node.Drained(state.reason, state.since)
 
 
 def _in_our_time(report: NodeReport, now: float) -> NodeReport:

@@ -54,13 +54,13 @@ class Fence:
 
     async def _let_go(self, victim: Victim, job: Job) -> None:
         name = victim.node
-        here = [one for one in await self.slurm.jobs_on([name]) if policy.holds_on(one)]
+        here = [one for one in await self.slurm.jobs_on([name]) if policy.job.holds_on(one)]
         known = self.ledger.node(name)
-        ours = policy.Drained(known.reason, known.reason_time) if known else policy.Drained()
+        ours = policy.node.Drained(known.reason, known.reason_time) if known else policy.node.Drained()
         state = (await self.slurm.nodes([name])).get(name)
         if all(one.id != job.id for one in here) or state is None or "DOWN" in state.flags:
             return  # it has gone meanwhile, or another node keeps it
-        why = policy.spared(state, ours, [one.label for one in here if one.label != job.label])
+        why = policy.node.spared(state, ours, [one.label for one in here if one.label != job.label])
         if not self.config.fence.command:
             why = why or "no fence command is configured"
         if (await self.slurm.site()).loses_gpus:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from slurm_health import baseline, cards, identity, policy, rules, systemd, wire
+from slurm_health import baseline, cards, identity, rules, systemd, wire
 from slurm_health.config import Config
 from slurm_health.host import Host
 from slurm_health.link import Link
@@ -38,7 +38,7 @@ from slurm_health.probes.nic import Nic
 from slurm_health.probes.pcie import Pcie
 from slurm_health.probes.runner import Runner
 from slurm_health.probes.system import System
-from slurm_health.sinks.verdict import VerdictFile
+from slurm_health.sinks.verdict import VerdictFile, word
 from slurm_health.spool import Spool
 from slurm_health.tenants import Tenants
 
@@ -484,9 +484,7 @@ class NodeDaemon:
             refuse = ""
             if self.config.when_alone == "refuse" and worst and worst.severity is Severity.CRITICAL:
                 refuse = _words(worst)
-        state = policy.verdict((found.severity for found in self.standing), refuse)
-        if state == "ok" and self.decision.note:
-            state = "warn"
+        state = word((found.severity for found in self.standing), refuse, self.decision.note)
         text = refuse or self.decision.note or (_words(worst) if worst else "")
         try:
             self.verdict.write(state, text)

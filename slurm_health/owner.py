@@ -93,7 +93,7 @@ class Owner:
         return f"slurm-health: {where}: {incident.words}"
 
     async def _say(self, victim: Victim, job: Job, text: str) -> None:
-        if job.state not in policy.LIVE:
+        if job.state not in policy.job.LIVE:
             return
         self.ledger.conclude("tell", victim.label, time.time())
         action = self.ledger.intend(victim.incident, "tell", victim.label, time.time(), text)

@@ -28,7 +28,7 @@ class Place:
             return  # held just now: Slurm takes a new nice value for a release
         own, lifted = victim.nice, victim.lifted
         if own == lifted:
-            own, lifted = nice, policy.foremost(priority, nice)
+            own, lifted = nice, policy.queue.foremost(priority, nice)
         elif nice not in (own, lifted):  # while we were away somebody has given it another
             self.ledger.victim(victim.id, lifted=own, placed=time.time())
             return

@@ -1,7 +1,7 @@
 """What becomes of the jobs that a fault touched: found, requeued, released, followed until they run again.
 
-Each job is treated a step at a time by what Slurm says of it now (see policy.treat), all jobs of a round in
-as few questions to Slurm as there are kinds of them.
+Each job is treated a step at a time by what Slurm says of it now (see policy.job.treat), all jobs of a round
+in as few questions to Slurm as there are kinds of them.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class Rescue:
                     ids.add(card.job)
             for one in fault.pressing:
                 # Jobs that it touches may still show: in the first minutes, and when the node goes out.
-                if one.job is Urgency.NONE or now - max(one.opened, fault.drained) > policy.DIES_WITHIN:
+                if one.job is Urgency.NONE or now - max(one.opened, fault.drained) > policy.touch.DIES_WITHIN:
                     continue
                 recent.append((fault, one))
-                if policy.everyones(one):
+                if policy.touch.everyones(one):
                     wide.add(fault.node)
-                    ids |= {card.job for card in policy.present(one, fault.cards)}
+                    ids |= {card.job for card in policy.touch.present(one, fault.cards)}
                 else:
-                    ids |= {card.job for card in policy.touched(one, fault.cards)}
+                    ids |= {card.job for card in policy.touch.touched(one, fault.cards)}
         jobs = await self.slurm.jobs(ids)
         there = await self.slurm.jobs_on(wide) if wide else []
         news = False
@@ -102,21 +102,18 @@ class Rescue:
             for node, card in refused:  # first: whoever refuses a job must also release it
                 news |= self._note_refused(node, card, jobs.get(card.job))
             for fault, one in recent:
-                if policy.everyones(one):
+                if policy.touch.everyones(one):
                     found = [
                         (job, job.restarts, "")
                         for job in there
-                        if fault.node in job.nodes and policy.hurt(one, job)
+                        if fault.node in job.nodes and policy.touch.hurt(one, job)
                     ] + [
                         (jobs[card.job], card.restarts, "")
-                        for card in policy.present(one, fault.cards)
-                        if card.job in jobs and policy.held_back(jobs[card.job], card)
+                        for card in policy.touch.present(one, fault.cards)
+                        if card.job in jobs and policy.job.held_back(jobs[card.job], card)
                     ]
                 else:
-                    held = {
-                        card.job: card
-                        for card in sorted(policy.touched(one, fault.cards), key=lambda card: card.restarts)
-                    }
+                    held = {card.job: card for card in policy.touch.touched(one, fault.cards)}
                     found = [
                         (jobs[number], card.restarts, _folded(card.ranks.get(one.device, ())))
                         for number, card in held.items()
@@ -130,7 +127,7 @@ class Rescue:
     def _note_refused(self, node: str, card: Card, job: Job | None) -> bool:
         # The fault of that time: a card outlives it, and later ones have nothing to do with the job.
         # (A node's clock may be behind ours; held for ever would be worse than a wrong story.)
-        incident = self.ledger.latest(node, card.refused + policy.SLACK) or self.ledger.latest(node)
+        incident = self.ledger.latest(node, card.refused + policy.touch.SLACK) or self.ledger.latest(node)
         if incident is None or job is None or job.restarts < card.restarts:
             return False
         return self._note(incident, job, card.restarts, card.refused, asked=card.asked)
@@ -140,7 +137,7 @@ class Rescue:
             asked = next((card.asked for card in fault.cards if card.job == job.id), "")
             return self._note(incident, job, restarts, ranks=ranks, asked=asked)
         why = fault.why_not or f"mode is {self.config.mode}"
-        if job.completing or job.state in policy.LIVE | policy.DIED:  # no other would be requeued
+        if job.completing or job.state in policy.job.LIVE | policy.job.DIED:  # no other would be requeued
             self.ledger.would(incident.id, "requeue", job.label, why, time.time())
         return False
 
@@ -167,8 +164,8 @@ class Rescue:
     def suspect(self, job: int, *more: Hurt) -> str:
         """Why a job is suspect of breaking nodes itself, these faults counted too; "" when it is not."""
         hurts = [*self.ledger.hurts(job, time.time()), *more]
-        nodes = policy.broke(hurts, self.config.requeue.progress)
-        if len(nodes) < policy.SUSPECTS + len(more):
+        nodes = policy.touch.broke(hurts, self.config.requeue.progress)
+        if len(nodes) < policy.touch.SUSPECTS + len(more):
             return ""
         return f"met {hurts[-1].code} on {', '.join(nodes)}, each time soon after it had begun"
 
@@ -181,7 +178,7 @@ class Rescue:
             self.changed.clear()
             with self.outage.survived("jobs"):
                 await self.learn_site()
-                recent = self.ledger.just_ran(time.time() - policy.LAUNCHES_WITHIN)
+                recent = self.ledger.just_ran(time.time() - policy.job.LAUNCHES_WITHIN)
                 victims = await self.owner.listen([*self.ledger.pending_victims(), *recent])
                 self._forget(victims)
                 jobs = await self.slurm.jobs(victim.job for victim in victims)
@@ -240,46 +237,48 @@ class Rescue:
         start = 0.0
         if job:
             self.turns.see(victim, job, now)
-            start = policy.earliest(victim, job, self.turns.left.get(victim.id, 0.0), self.forgets_slowly)
+            left = self.turns.left.get(victim.id, 0.0)
+            start = policy.queue.earliest(victim, job, left, self.forgets_slowly)
             if job.completing and may:
                 self.fence.hear(victim, job, now)
             if not victim.outcome:
                 await self._miss(victim, job, now)
-        if job is None or (job.size > 1 and not policy.keeps(victim, job, now)):
+        if job is None or (job.size > 1 and not policy.queue.keeps(victim, job, now)):
             await self.place.let_go(victim)
         expedites = self.site is not None and self.site.expedites
-        step = policy.treat(victim, job, wish, may, now, start, self.place.first, expedites)
-        if job and again and policy.runs(job) and not victim.running:
+        terms = policy.job.Terms(wish, may, start, self.place.first, expedites)
+        step = policy.job.treat(victim, job, terms, now)
+        if job and again and policy.job.runs(job) and not victim.running:
             self.ledger.victim(victim.id, running=now, ran_nodes=str(NodeSet.fromlist(list(job.nodes))))
             self.turns.done(victim, now)
-        if isinstance(step, policy.Wait):
+        if isinstance(step, policy.job.Wait):
             return step.hot
-        if isinstance(step, policy.Settle):
+        if isinstance(step, policy.job.Settle):
             await self._end(victim, job, step)
             return False
         assert job
         match step:
-            case policy.Signal():
+            case policy.job.Signal():
                 await self._signal(victim, job, step, wish.grace)
-            case policy.Requeue():
+            case policy.job.Requeue():
                 hold = self.suspect(victim.job) or self.spent(victim, wish)
                 await self._requeue(victim, job, replace(step, hold=hold))
-            case policy.Adopt():
+            case policy.job.Adopt():
                 self.ledger.victim(victim.id, requeued=now)
                 log.warning("job %s: Slurm has requeued it off %s, expedited", victim.label, victim.node)
-            case policy.Release():
+            case policy.job.Release():
                 await self._release(victim, job)
-            case policy.Lift():
+            case policy.job.Lift():
                 await self.place.lift(victim)
-            case policy.StartNow():
+            case policy.job.StartNow():
                 await self._start(victim, job)
-            case policy.Ran():
+            case policy.job.Ran():
                 await self._ran(victim, job)
-        return not isinstance(step, policy.Ran)
+        return not isinstance(step, policy.job.Ran)
 
     def _reopened(self, victim: Victim, job: Job, now: float) -> bool:
         """Take up a story whose job was told to run again, where Slurm finds now that it was not launched."""
-        if not policy.launch_failed(victim, job):
+        if not policy.job.launch_failed(victim, job):
             return False
         log.warning("job %s: Slurm could not launch it on %s", victim.label, victim.ran_nodes)
         anew = {"requeued": now, "started": 0.0, "running": 0.0, "ran": 0.0, "placed": 0.0}
@@ -317,7 +316,7 @@ class Rescue:
             return ""
         return f"was requeued {many} times for faults already, and {wish.requeue} are allowed"
 
-    async def _signal(self, victim: Victim, job: Job, step: policy.Signal, grace: float) -> None:
+    async def _signal(self, victim: Victim, job: Job, step: policy.job.Signal, grace: float) -> None:
         """Have a job save its work. Once: what is written down before is that it was signalled."""
         what = f"SIG{step.name} now, and is requeued in {grace:g} s if it has not ended"
         await self.owner.tell(victim, job, f"job {victim.label} gets {what}")
@@ -334,7 +333,7 @@ class Rescue:
         self.ledger.settle(action, outcome, time.time())
         log.warning("job %s: signal %s: %s", victim.label, step.name, outcome)
 
-    async def _requeue(self, victim: Victim, job: Job, step: policy.Requeue) -> None:
+    async def _requeue(self, victim: Victim, job: Job, step: policy.job.Requeue) -> None:
         if step.incomplete:
             what = f"is held: it {step.hold}" if step.hold else "is requeued"
             await self.owner.tell(victim, job, f"job {victim.label} {what}")
@@ -405,7 +404,7 @@ class Rescue:
         """Have those wait for it again who were to start when it had ended well, and saw it fail."""
         try:
             for label, dependency in (await self.slurm.stranded()).items():
-                if anew := policy.renewed(dependency, victim):
+                if anew := policy.queue.renewed(dependency, victim):
                     action = self.ledger.intend(victim.incident, "wait", label, time.time(), anew)
                     await self.slurm.set_dependency(label, anew)
                     self.ledger.settle(action, "done", time.time())
@@ -437,7 +436,7 @@ class Rescue:
 
     async def _miss(self, victim: Victim, job: Job, now: float) -> None:
         """Tell of a job that waits for nodes that are out. Slurm says so for a moment of others too."""
-        if not policy.misses_nodes(victim, job, now):
+        if not policy.queue.misses_nodes(victim, job, now):
             self.missing.pop(victim.id, None)
             return
         if now - self.missing.setdefault(victim.id, now) < MISSING:
@@ -445,7 +444,7 @@ class Rescue:
         gone = self.turns.had.get(victim.id, frozenset({victim.node})) & self.out
         such = f", such as {NodeSet.fromlist(sorted(gone))}" if gone else ""
         why = f"waits for nodes that are out of service{such}: {job.reason}"
-        hint = policy.ways_on(job, len(gone))
+        hint = policy.queue.ways_on(job, len(gone))
         with self.ledger.together():
             self.ledger.victim(victim.id, outcome=f"{why}; {hint}")
             what = f"job {victim.label} of uid {victim.uid} {why}"
@@ -462,7 +461,7 @@ class Rescue:
         log.error("job %s of uid %d is held: it %s", victim.label, victim.uid, why)
         await self.owner.annotate(victim, f"held: it {why}")
 
-    async def _end(self, victim: Victim, job: Job | None, step: policy.Settle) -> None:
+    async def _end(self, victim: Victim, job: Job | None, step: policy.job.Settle) -> None:
         if step.outcome.startswith("held"):
             self._notice_held(victim, step.outcome)
         if job and step.tell:

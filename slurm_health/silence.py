@@ -96,7 +96,7 @@ class Silence:
         states = await self.slurm.nodes(silent | lost)
         for name in sorted(silent):
             self.said.add(name)
-            if name in states and not states[name].flags & policy.ELSEWHERE:  # else it is meant to be away
+            if name in states and not policy.node.elsewhere(states[name]):
                 self._open(name, f"Slurm calls it {'+'.join(sorted(states[name].flags)).lower()}")
         down = {
             name for name in lost & states.keys() if "DOWN" in states[name].flags or name in self.rebooted
@@ -118,7 +118,7 @@ class Silence:
         """Note what runs on nodes that have just fallen quiet: a job may be younger than the last report."""
         if not names:
             return
-        jobs = [job for job in await self.slurm.jobs_on(names) if job.state in policy.LIVE]
+        jobs = [job for job in await self.slurm.jobs_on(names) if job.state in policy.job.LIVE]
         for name in names:
             self.quiet[name] = self._runs(name) | {
                 (one.id, one.restarts) for one in jobs if name in one.nodes
@@ -133,7 +133,7 @@ class Silence:
         """Have the jobs that Slurm requeued off the node followed; the others are none of ours."""
         for number, restarts in runs:
             job = jobs.get(number)
-            if job and (job.completing or (job.restarts == restarts and job.state in policy.LIVE)):
+            if job and (job.completing or (job.restarts == restarts and job.state in policy.job.LIVE)):
                 continue  # Slurm is about to
             self.settled.add((number, restarts))
             if not job or (job.restarts, job.state) != (restarts + 1, "PENDING") or job.begins <= time.time():

@@ -67,7 +67,7 @@ WORLD = {
 
 PURE = [
     "model",
-    "policy",
+    *sorted(below("policy")),
     *sorted(below("rules")),
     *sorted(below("baseline")),
     "duration",
@@ -91,7 +91,8 @@ def test_opinions_and_consequences_do_no_io(module: str) -> None:
 
 
 def test_rules_and_policy_know_only_the_nouns() -> None:
-    assert ours("slurm_health.policy") == {"model"}
+    for module in below("policy"):
+        assert ours(f"slurm_health.{module}") <= {"model", *below("policy")}
     for module in below("rules"):
         assert ours(f"slurm_health.{module}") <= {"model", "duration", *below("rules")}
     assert ours("slurm_health.wishes") == ours("slurm_health.turns") == {"model"}

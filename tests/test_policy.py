@@ -10,20 +10,8 @@ from hypothesis import strategies as st
 
 from slurm_health import policy
 from slurm_health.model import Card, Hurt, Incident, Job, Node, Severity, Urgency, Victim, Wish
-from slurm_health.policy import (
-    Adopt,
-    Do,
-    Drained,
-    Judgement,
-    Outlook,
-    Ran,
-    Release,
-    Requeue,
-    Settle,
-    Signal,
-    StartNow,
-    Wait,
-)
+from slurm_health.policy.job import Adopt, Ran, Release, Requeue, Settle, Signal, StartNow, Terms, Wait
+from slurm_health.policy.node import Do, Drained, Judgement, Outlook
 
 T = 1_700_000_000.0  # the first evidence
 GPU = "0000:5d:00.0"
@@ -63,7 +51,7 @@ def judge(
     spent: str = "",
 ) -> Judgement:
     faults = [incident()] if incidents is None else incidents
-    return policy.judge(state, faults, ours, attempted, Outlook(mode, paused, spent), refused)
+    return policy.node.judge(state, faults, ours, attempted, Outlook(mode, paused, spent), refused)
 
 
 # -- a node in service
@@ -88,7 +76,7 @@ def test_a_node_in_service_is_drained_only_when_nothing_forbids_it(
         assert judged == Judgement(Do.NOTHING, "mode is observe")
     elif paused:
         assert judged == Judgement(Do.NOTHING, "paused")
-    elif busy := flags & policy.ELSEWHERE:
+    elif busy := flags & policy.node.ELSEWHERE:
         assert judged == Judgement(Do.NOTHING, f"node is {busy.pop().lower()}")
     elif spent:
         assert judged == Judgement(Do.NOTHING, spent)
@@ -96,7 +84,7 @@ def test_a_node_in_service_is_drained_only_when_nothing_forbids_it(
         assert judged == Judgement(Do.DRAIN, reason=REASON)
 
 
-@pytest.mark.parametrize("flag", sorted(policy.ELSEWHERE))
+@pytest.mark.parametrize("flag", sorted(policy.node.ELSEWHERE))
 def test_a_node_somebody_else_works_on_is_left_alone(flag: str) -> None:
     assert judge(node("IDLE", flag)) == Judgement(Do.NOTHING, f"node is {flag.lower()}")
     assert judge(node("IDLE", "PLANNED")).do is Do.DRAIN
@@ -191,13 +179,13 @@ def test_a_resume_over_our_heads_is_yielded_to(mode: str, faults: list[Incident]
 
 
 def test_the_end_of_somebody_elses_drain_overrules_what_they_saw() -> None:
-    seen = incident(held=f"{policy.DRAINED_BY_OTHERS}: swap DIMM")
+    seen = incident(held=f"{policy.node.DRAINED_BY_OTHERS}: swap DIMM")
     assert judge(node("IDLE"), [seen]).do is Do.YIELD
     assert judge(node("IDLE"), [incident(held="budget spent: 2 of 20")]).do is Do.DRAIN
     assert judge(node("IDLE"), [incident(held="down: Not responding")]).do is Do.DRAIN
 
 
-@pytest.mark.parametrize("words", sorted(policy.HOOK_REASONS))
+@pytest.mark.parametrize("words", sorted(policy.node.HOOK_REASONS))
 def test_slurms_own_words_are_ours_to_rename_only_when_our_prolog_refused(words: str) -> None:
     state = node("IDLE", "DRAIN", reason=words, since=1000)
     assert judge(state, refused=True) == Judgement(Do.DRAIN, reason=REASON)
@@ -225,9 +213,9 @@ def test_slurms_own_words_are_ours_to_rename_only_when_our_prolog_refused(words:
     ids=["ours", "set again", "another", "hook", "in service", "unknown"],
 )
 def test_a_drain_is_lost_when_somebody_writes_over_it(state: Node | None, expected: bool) -> None:
-    assert policy.lost(OURS, state, Do.LEAVE) is expected
-    assert not policy.lost(OURS, state, Do.STAND)
-    assert not policy.lost(Drained(), state, Do.LEAVE)
+    assert policy.node.lost(OURS, state, Do.LEAVE) is expected
+    assert not policy.node.lost(OURS, state, Do.STAND)
+    assert not policy.node.lost(Drained(), state, Do.LEAVE)
 
 
 STOOD = node("IDLE", "DRAIN", reason=REASON, since=1000)
@@ -247,7 +235,7 @@ FAULTS = st.lists(
         since=st.sampled_from([T, T + 1]),
         closed=st.sampled_from([0.0, T]),
         acknowledged=st.sampled_from([0.0, T]),
-        held=st.sampled_from(["", "mode is observe", f"{policy.DRAINED_BY_OTHERS}: x"]),
+        held=st.sampled_from(["", "mode is observe", f"{policy.node.DRAINED_BY_OTHERS}: x"]),
     ),
     max_size=4,
 )
@@ -272,16 +260,16 @@ def test_what_holds_for_every_node(
     outlook: Outlook,
     refused: bool,
 ) -> None:
-    judged = policy.judge(state, faults, ours, attempted, outlook, refused)
+    judged = policy.node.judge(state, faults, ours, attempted, outlook, refused)
     pressing = [one for one in faults if one.pressing]
     if judged.do is Do.DRAIN:
         assert pressing
         assert outlook.mode != "observe"
         assert judged.reason in {one.reason for one in pressing}
         assert state
-        assert not state.out or (refused and state.reason in policy.HOOK_REASONS)
+        assert not state.out or (refused and state.reason in policy.node.HOOK_REASONS)
         if not state.out:
-            assert not (outlook.paused or outlook.spent or state.flags & policy.ELSEWHERE)
+            assert not (outlook.paused or outlook.spent or state.flags & policy.node.ELSEWHERE)
     if judged.do in (Do.STAND, Do.LEAVE, Do.UNDO):
         assert state
         assert state.out
@@ -300,7 +288,7 @@ def budget(
 ) -> str:
     """Why none may be drained on top of so many."""
     these, those = ({f"n{number}" for number in range(many)} for many in (out, recent))
-    return policy.Room(total, these, those, limit, window).obstacle("another")
+    return policy.budget.Room(total, these, those, limit, window).obstacle("another")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +312,7 @@ def test_the_larger_of_number_and_percentage_counts(total: int, out: int, recent
 
 
 def test_those_drained_in_the_same_look_count_already() -> None:
-    room = policy.Room(100, {"n1"}, set(), (0, 3), (0, 9))
+    room = policy.budget.Room(100, {"n1"}, set(), (0, 3), (0, 9))
     for name in ("n2", "n3"):
         assert not room.obstacle(name)
         room.take(name)
@@ -359,12 +347,12 @@ def test_the_holder_of_the_gpu_is_touched(
     devices: tuple[str, ...] | None, ended: float, expected: bool
 ) -> None:
     card = Card(7, 0, devices=devices, ended=ended)
-    assert policy.touched(incident(), [card]) == ([card] if expected else [])
+    assert policy.touch.touched(incident(), [card]) == ([card] if expected else [])
 
 
 @pytest.mark.parametrize(("ended", "expected"), [(0, True), (T, True), (T - 2, True), (T - 3, False)])
 def test_a_fault_of_the_node_touches_all_that_were_there(ended: float, expected: bool) -> None:
-    assert policy.hurt(incident(since=T + 0.9), Job(7, "7", "FAILED", ended=ended)) is expected
+    assert policy.touch.hurt(incident(since=T + 0.9), Job(7, "7", "FAILED", ended=ended)) is expected
 
 
 OTHER = "0000:18:00.0"
@@ -383,8 +371,8 @@ HELD: dict[int, tuple[str, ...] | None] = {1: (GPU,), 2: (OTHER,), 3: (), 4: Non
 )
 def test_a_fault_of_gpus_touches_who_surely_holds_them(code: str, device: str, jobs: list[int]) -> None:
     broken = incident(code=code, device=device)
-    assert not policy.everyones(broken)
-    found = policy.touched(broken, [Card(job, 0, devices=devices) for job, devices in HELD.items()])
+    assert not policy.touch.everyones(broken)
+    found = policy.touch.touched(broken, [Card(job, 0, devices=devices) for job, devices in HELD.items()])
     assert [card.job for card in found] == jobs
 
 
@@ -408,12 +396,12 @@ def hurt(node: str, began: float, since: float, code: str = "GPU_XID_79") -> Hur
     ],
 )
 def test_the_nodes_that_a_job_broke_one_after_the_other(hurts: list[Hurt], expected: tuple[str, ...]) -> None:
-    assert policy.broke(hurts, 600.0) == expected
+    assert policy.touch.broke(hurts, 600.0) == expected
 
 
 @pytest.mark.parametrize("code", ["IB_PORT_DOWN", "NIC_DOWN", "MEM_ECC_UNCORRECTED", "KERNEL_LOCKUP"])
 def test_a_link_or_the_host_is_everyones(code: str) -> None:
-    assert policy.everyones(incident(code=code, device="mlx5_4/1"))
+    assert policy.touch.everyones(incident(code=code, device="mlx5_4/1"))
 
 
 # -- the life of a victim
@@ -433,12 +421,12 @@ ASKED = Wish(signal="USR1", grace=120.0)
 
 def treat(
     of: Victim, now_is: Job | None, may: bool = True, after: float = 1.0, wish: Wish = UNSAID
-) -> policy.Step:
-    return policy.treat(of, now_is, wish, may, T + after)
+) -> policy.job.Step:
+    return policy.job.treat(of, now_is, Terms(wish, may), T + after)
 
 
 def test_a_live_job_whose_device_is_lost_is_requeued_at_once() -> None:
-    for state in policy.LIVE:
+    for state in policy.job.LIVE:
         assert treat(victim(), job(state)) == Requeue(incomplete=True)
         assert treat(victim(), job(state), may=False) == Wait()
 
@@ -465,7 +453,7 @@ def test_an_urgency_of_none_leaves_the_job_alone(state: str) -> None:
     assert treat(victim(urgency=Urgency.NONE), job(state)) == Settle("left alone")
 
 
-@pytest.mark.parametrize("state", sorted(policy.DIED))
+@pytest.mark.parametrize("state", sorted(policy.job.DIED))
 @pytest.mark.parametrize("urgency", [Urgency.NOW, Urgency.FINISH, Urgency.CHECKPOINT])
 @pytest.mark.parametrize(
     ("died", "counts"),
@@ -540,11 +528,11 @@ def test_a_requeue_by_somebody_else_is_theirs(state: str) -> None:
 def test_what_slurmctld_forgot_is_asked_where_the_node_was_back_in_service() -> None:
     ours = Drained("slurm-health: x", 7)
     out = Node("n1", frozenset({"IDLE", "DRAIN"}), "slurm-health: x", 7)
-    assert policy.was_back(ours, Node("n1", frozenset({"IDLE"})))
-    assert policy.was_back(ours, replace(out, reason="Epilog error"))
-    assert not policy.was_back(ours, out)
-    assert not policy.was_back(ours, replace(out, reason="an admin's"))
-    assert not policy.was_back(Drained(), Node("n1", frozenset({"IDLE"})))
+    assert policy.node.was_back(ours, Node("n1", frozenset({"IDLE"})))
+    assert policy.node.was_back(ours, replace(out, reason="Epilog error"))
+    assert not policy.node.was_back(ours, out)
+    assert not policy.node.was_back(ours, replace(out, reason="an admin's"))
+    assert not policy.node.was_back(Drained(), Node("n1", frozenset({"IDLE"})))
 
 
 @pytest.mark.parametrize(
@@ -559,13 +547,13 @@ def test_what_slurmctld_forgot_is_asked_where_the_node_was_back_in_service() -> 
     ],
 )
 def test_a_drain_that_slurmctld_forgot_is_no_admins_resume(booted: float, shown: float, lost: bool) -> None:
-    assert policy.forgot(booted, T, shown) is lost
+    assert policy.node.forgot(booted, T, shown) is lost
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "CONFIGURING"])
 def test_a_job_that_slurm_runs_again_at_once_is_followed(state: str) -> None:
-    def step(of: Victim, seen: Job) -> policy.Step:
-        return policy.treat(of, seen, Wish(), True, T + 5, expedites=True)
+    def step(of: Victim, seen: Job) -> policy.job.Step:
+        return policy.job.treat(of, seen, Terms(Wish(), True, expedites=True), T + 5)
 
     again = job(state, restarts=1, started=T + 2)
     assert step(victim(), again) == Adopt()
@@ -576,7 +564,7 @@ def test_a_job_that_slurm_runs_again_at_once_is_followed(state: str) -> None:
 
 
 def test_a_job_that_was_to_be_expedited_and_is_held_is_released_once() -> None:
-    state, reason = policy.NOT_EXPEDITED
+    state, reason = policy.job.NOT_EXPEDITED
     held = job(state, restarts=1, reason=reason, nodes=())
     assert treat(victim(), held) == Release()
     assert treat(victim(), held, may=False) == Wait()
@@ -584,9 +572,9 @@ def test_a_job_that_was_to_be_expedited_and_is_held_is_released_once() -> None:
     for other in (replace(held, reason="launch failure limit exceeded requeued held"), pending(reason, 0.0)):
         assert treat(victim(), other) == Settle("requeued by somebody else")
     of_this_run = Card(7, 0, ended=T + 1)
-    assert policy.held_back(held, of_this_run)
-    assert not policy.held_back(held, replace(of_this_run, restarts=1))
-    assert not policy.held_back(pending(reason, 0.0), of_this_run)
+    assert policy.job.held_back(held, of_this_run)
+    assert not policy.job.held_back(held, replace(of_this_run, restarts=1))
+    assert not policy.job.held_back(pending(reason, 0.0), of_this_run)
 
 
 # a fault that lets it live, but not for long
@@ -658,8 +646,8 @@ def pending(reason: str = "BeginTime", begins: float = T + 121, **changes: Any) 
 
 
 def test_its_wait_is_ended_once_at_the_earliest_moment() -> None:
-    def step(of: Victim, after: float) -> policy.Step:
-        return policy.treat(of, pending(), Wish(), True, T + after, start=T + 1)
+    def step(of: Victim, after: float) -> policy.job.Step:
+        return policy.job.treat(of, pending(), Terms(Wish(), True, T + 1), T + after)
 
     assert step(back(), 0.6) == Wait(hot=True)
     assert step(back(), 0.99) == Wait(hot=True)
@@ -672,14 +660,14 @@ def test_its_wait_is_ended_once_at_the_earliest_moment() -> None:
 @pytest.mark.parametrize("requeued", [0.0, 0.01, 0.5, 0.99])
 def test_the_earliest_moment_is_in_a_later_whole_second(requeued: float) -> None:
     again = pending(size=2)
-    assert policy.earliest(back(requeued=T + requeued), again, T + 9, forgets_slowly=False) == T + 1
-    assert policy.earliest(victim(refused=T + requeued), again, 0.0, forgets_slowly=False) == T + 1
+    assert policy.queue.earliest(back(requeued=T + requeued), again, T + 9, forgets_slowly=False) == T + 1
+    assert policy.queue.earliest(victim(refused=T + requeued), again, 0.0, forgets_slowly=False) == T + 1
 
 
 def test_where_slurmd_forgets_slowly_a_job_of_many_nodes_waits_two_seconds_more() -> None:
-    assert policy.earliest(back(), pending(size=1), T + 3.5, forgets_slowly=True) == T + 1
-    assert policy.earliest(back(), pending(size=2), T + 3.5, forgets_slowly=True) == T + 5
-    assert policy.earliest(back(), pending(size=2), 0.0, forgets_slowly=True) == T + 2
+    assert policy.queue.earliest(back(), pending(size=1), T + 3.5, forgets_slowly=True) == T + 1
+    assert policy.queue.earliest(back(), pending(size=2), T + 3.5, forgets_slowly=True) == T + 5
+    assert policy.queue.earliest(back(), pending(size=2), 0.0, forgets_slowly=True) == T + 2
 
 
 def test_its_wait_is_not_ended_while_it_completes() -> None:
@@ -701,7 +689,7 @@ def test_a_start_that_is_due_needs_no_help() -> None:
 
 
 def test_a_job_held_by_our_prolog_is_released() -> None:
-    held = pending(policy.HELD_BY_PROLOG, 0.0)
+    held = pending(policy.job.HELD_BY_PROLOG, 0.0)
     assert treat(victim(refused=T + 0.2), held) == Release()
     assert treat(back(), held) == Release()
     assert treat(victim(), held) == Settle("held after a failed prolog")
@@ -741,7 +729,9 @@ def test_another_end_after_its_requeue_is_its_own(state: str) -> None:
 
 
 STATES_OF_JOBS = sorted(
-    policy.LIVE | policy.DIED | {"PENDING", "CANCELLED", "COMPLETED", "TIMEOUT", "COMPLETING", "PREEMPTED"}
+    policy.job.LIVE
+    | policy.job.DIED
+    | {"PENDING", "CANCELLED", "COMPLETED", "TIMEOUT", "COMPLETING", "PREEMPTED"}
 )
 MOMENTS = st.sampled_from([0.0]) | st.floats(T - 300, T + 300)
 VICTIMS = st.builds(
@@ -767,7 +757,7 @@ JOBS = st.builds(
     job,
     st.sampled_from(STATES_OF_JOBS),
     completing=st.booleans(),
-    reason=st.sampled_from(["", "BeginTime", "Resources", "NodeDown", policy.HELD_BY_PROLOG, "Prolog"]),
+    reason=st.sampled_from(["", "BeginTime", "Resources", "NodeDown", policy.job.HELD_BY_PROLOG, "Prolog"]),
     restarts=st.integers(0, 3),
     batch=st.booleans(),
     requeueable=st.booleans(),
@@ -781,7 +771,7 @@ JOBS = st.builds(
 def test_what_holds_for_every_job(
     of: Victim, now_is: Job | None, wish: Wish, may: bool, now: float, start: float
 ) -> None:
-    step = policy.treat(of, now_is, wish, may, now, start)
+    step = policy.job.treat(of, now_is, Terms(wish, may, start), now)
     if isinstance(step, Signal):
         assert may
         assert now_is
@@ -797,12 +787,12 @@ def test_what_holds_for_every_job(
         assert now_is.restarts >= of.restarts
         assert of.urgency is not Urgency.NONE
         if now_is.completing:
-            assert now_is.reason.startswith(policy.DEATHS)
+            assert now_is.reason.startswith(policy.job.DEATHS)
         else:
-            assert now_is.state in (policy.LIVE if step.incomplete else policy.DIED)
+            assert now_is.state in (policy.job.LIVE if step.incomplete else policy.job.DIED)
     if isinstance(step, Release):
         assert now_is
-        assert (now_is.state, now_is.reason) == ("PENDING", policy.HELD_BY_PROLOG)
+        assert (now_is.state, now_is.reason) == ("PENDING", policy.job.HELD_BY_PROLOG)
         assert of.refused or of.requeued
     if isinstance(step, StartNow):
         assert now_is
@@ -813,49 +803,43 @@ def test_what_holds_for_every_job(
         assert step.outcome
 
 
-# -- the verdict's word
-
-
-def test_bad_is_a_decision_and_never_an_observation() -> None:
-    assert policy.verdict([Severity.CRITICAL], "") == "warn"
-    assert policy.verdict([Severity.WARNING], "") == "warn"
-    assert policy.verdict([Severity.OK], "") == "ok"
-    assert policy.verdict([], "") == "ok"
-    assert policy.verdict([], "GPU_XID_79() gone") == "bad"
-
-
-STOOD = policy.Drained("slurm-health: GPU_XID_79(0000:5d:00.0) off the bus", 900)
+STOOD = Drained("slurm-health: GPU_XID_79(0000:5d:00.0) off the bus", 900)
 
 
 @pytest.mark.parametrize(
     ("reason", "ours", "card", "expected"),
     [
         ("Prolog error", STOOD, Card(7, 0, refused=1000.0), True),
-        ("Prolog error", policy.Drained(), Card(7, 0, refused=1000.0), True),
+        ("Prolog error", Drained(), Card(7, 0, refused=1000.0), True),
         ("Prolog error", STOOD, Card(7, 0, refused=900.0), False),  # before the first evidence
         ("Prolog error", STOOD, Card(7, 0, ended=1000.0), False),
         ("Epilog error", STOOD, Card(7, 0, ended=1000.0), True),
         ("Epilog error", STOOD, Card(7, 0, ended=990.0), False),  # another job's end
-        ("Epilog error", policy.Drained(), Card(7, 0, ended=1000.0), False),  # we had not refused anybody
+        (
+            "Epilog error",
+            Drained(),
+            Card(7, 0, ended=1000.0),
+            False,
+        ),  # we had not refused anybody
         ("bad fan", STOOD, Card(7, 0, ended=1000.0), False),
     ],
 )
-def test_whose_hook_failed(reason: str, ours: policy.Drained, card: Card, expected: bool) -> None:
+def test_whose_hook_failed(reason: str, ours: policy.node.Drained, card: Card, expected: bool) -> None:
     node = Node("n1", frozenset({"IDLE", "DRAIN"}), reason, since=1001)
-    assert policy.our_hook(node, ours, [card], first=950.0) is expected
+    assert policy.node.our_hook(node, ours, [card], first=950.0) is expected
 
 
 @pytest.mark.parametrize(("refused", "expected"), [(1000.0, True), (990.0, False), (0.0, False)])
 def test_a_refusal_that_crossed_a_resume_is_undone(refused: float, expected: bool) -> None:
     """The admin's RESUME was acknowledged when the prolog turned a job away for the old verdict."""
     node = Node("n1", frozenset({"IDLE", "DRAIN"}), "Prolog error", since=1001)
-    ours = policy.our_hook(node, policy.Drained(), [Card(7, 0, refused=refused)], first=None)
+    ours = policy.node.our_hook(node, Drained(), [Card(7, 0, refused=refused)], first=None)
     assert ours is expected
     faults = [incident(acknowledged=T)]
-    judged = policy.judge(node, faults, policy.Drained(), (), Outlook("requeue"), ours)
+    judged = policy.node.judge(node, faults, Drained(), (), Outlook("requeue"), ours)
     assert judged.do is (Do.UNDO if expected else Do.NOTHING)
     somebody = replace(node, reason="bad fan")
-    assert policy.judge(somebody, faults, policy.Drained(), (), Outlook("requeue"), True).do is Do.NOTHING
+    assert policy.node.judge(somebody, faults, Drained(), (), Outlook("requeue"), True).do is Do.NOTHING
 
 
 # -- nodes that it misses
@@ -879,7 +863,7 @@ def waiting(**changes: Any) -> Job:
     ],
 )
 def test_who_misses_nodes(changes: dict[str, Any], expected: bool) -> None:
-    assert policy.misses_nodes(victim(requeued=T + 0.5), waiting(**changes), T + 3) is expected
+    assert policy.queue.misses_nodes(victim(requeued=T + 0.5), waiting(**changes), T + 3) is expected
 
 
 ELSEWHERE = "where it names them (-w), `scontrol update jobid=7 ReqNodeList=` lets it go elsewhere"
@@ -900,7 +884,7 @@ FEWER = "`scontrol update jobid=7 NumNodes=3` has it run on fewer than its 4"
 def test_what_can_be_done_for_a_job_that_misses_nodes(
     gone: int, changes: dict[str, Any], expected: list[str]
 ) -> None:
-    said = policy.ways_on(waiting(**changes), gone)
+    said = policy.queue.ways_on(waiting(**changes), gone)
     assert said == "; ".join(["it runs when they serve again", *expected])
 
 
@@ -910,7 +894,7 @@ def test_what_can_be_done_for_a_job_that_misses_nodes(
 @pytest.mark.parametrize("priority", [1, 2, 5000, 2147423112, 4294901759, 4294967294])
 @pytest.mark.parametrize("nice", [0, 50, -5000, 2147483645, -2147483645])
 def test_the_nice_value_that_puts_a_job_first(priority: int, nice: int) -> None:
-    lifted = policy.foremost(priority, nice)
+    lifted = policy.queue.foremost(priority, nice)
     assert -2147483645 <= lifted <= nice
     assert priority <= priority + nice - lifted <= 4294967294  # what 32 bits can hold, without INFINITE
 
@@ -918,19 +902,16 @@ def test_the_nice_value_that_puts_a_job_first(priority: int, nice: int) -> None:
 def test_a_job_on_its_way_back_is_lifted_once_while_it_waits() -> None:
     waits = job("PENDING", restarts=1, begins=T + 120, reason="BeginTime")
     of = victim(requeued=T + 0.5)
-    assert policy.treat(of, waits, Wish(), True, T + 1, first=True) == policy.Lift()
-    assert policy.treat(of, waits, Wish(), True, T + 1, first=False) == StartNow()
-    assert policy.treat(replace(of, placed=T + 1), waits, Wish(), True, T + 1, first=True) == StartNow()
-    assert policy.treat(of, replace(waits, completing=True), Wish(), True, T + 1, first=True) == Wait(
-        hot=True
-    )
+    first = Terms(Wish(), True, first=True)
+    assert policy.job.treat(of, waits, first, T + 1) == policy.job.Lift()
+    assert policy.job.treat(of, waits, Terms(Wish(), True), T + 1) == StartNow()
+    assert policy.job.treat(replace(of, placed=T + 1), waits, first, T + 1) == StartNow()
+    assert policy.job.treat(of, replace(waits, completing=True), first, T + 1) == Wait(hot=True)
     held = replace(waits, reason="JobHeldUser")
-    assert policy.treat(of, held, Wish(), True, T + 1, first=True) == Settle(
-        "held by somebody else: JobHeldUser"
-    )
+    assert policy.job.treat(of, held, first, T + 1) == Settle("held by somebody else: JobHeldUser")
     for somebody_elses in (victim(), victim(urgency=Urgency.NONE)):
-        assert isinstance(policy.treat(somebody_elses, waits, Wish(), True, T + 1, first=True), Settle)
-    assert policy.treat(of, job(restarts=1), Wish(), True, T + 1, first=True) == Wait(hot=True)
+        assert isinstance(policy.job.treat(somebody_elses, waits, first, T + 1), Settle)
+    assert policy.job.treat(of, job(restarts=1), first, T + 1) == Wait(hot=True)
 
 
 # -- back in service
@@ -944,7 +925,7 @@ def gone(**changes: Any) -> Incident:
 
 def returns(*against: Incident, flags: str = "IDLE DRAIN", after: float = 310.0, times: int = 0) -> bool:
     node = Node("n1", frozenset(flags.split()), "slurm-health: x", 7)
-    return policy.returns(node, against, CODES, 300.0, times, T + after)
+    return policy.node.returns(node, against, CODES, 300.0, times, T + after)
 
 
 def test_a_node_returns_when_its_fault_has_been_gone_for_long_enough() -> None:
@@ -986,14 +967,16 @@ def test_a_node_is_set_down_only_where_it_is_ours_and_empty(
     flags: str, reason: str, since: int, others: list[str], why: str
 ) -> None:
     node = Node("n1", frozenset(flags.split()), reason, since)
-    assert policy.spared(node, policy.Drained("slurm-health: x", 7), others) == why
-    assert policy.spared(node, policy.Drained(), others) == "its drain is not ours"
+    assert policy.node.spared(node, Drained("slurm-health: x", 7), others) == why
+    assert policy.node.spared(node, Drained(), others) == "its drain is not ours"
 
 
 def test_who_is_still_on_a_node() -> None:
-    assert [policy.holds_on(job(state)) for state in ("RUNNING", "SUSPENDED", "CONFIGURING")] == [True] * 3
-    assert [policy.holds_on(job(state)) for state in ("PENDING", "FAILED", "COMPLETED")] == [False] * 3
-    assert policy.holds_on(job("COMPLETING", completing=True))
+    assert [policy.job.holds_on(job(state)) for state in ("RUNNING", "SUSPENDED", "CONFIGURING")] == [
+        True
+    ] * 3
+    assert [policy.job.holds_on(job(state)) for state in ("PENDING", "FAILED", "COMPLETED")] == [False] * 3
+    assert policy.job.holds_on(job("COMPLETING", completing=True))
 
 
 # -- who depends on a job that came back
@@ -1014,4 +997,4 @@ def test_who_is_still_on_a_node() -> None:
     ],
 )
 def test_who_saw_it_fail_waits_again_unless_another_failed_too(dependency: str, anew: str) -> None:
-    assert policy.renewed(dependency, victim(job=7, label="7")) == anew
+    assert policy.queue.renewed(dependency, victim(job=7, label="7")) == anew

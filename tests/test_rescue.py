@@ -16,7 +16,7 @@ from slurm_health.controller import running
 from slurm_health.ledger import Ledger
 from slurm_health.model import Finding, Job, Severity, Urgency
 from slurm_health.outage import Outage
-from slurm_health.policy import HELD_BY_PROLOG
+from slurm_health.policy.job import HELD_BY_PROLOG
 from slurm_health.rescue import Rescue
 from slurm_health.slurm import Rejected, Slurm
 from slurm_health.wire import NodeReport

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slurm_health.model import Severity
 from slurm_health.sinks import verdict
-from slurm_health.sinks.verdict import HEARTBEAT, VerdictFile, line
+from slurm_health.sinks.verdict import HEARTBEAT, VerdictFile, line, word
 
 
 @pytest.fixture
@@ -33,6 +34,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_a_line_is_printable_ascii_whatever_the_text(state: str, text: str, at: float) -> None:
     assert re.fullmatch(r"(ok|warn|bad) \d+( [!-~]([ -~]*[!-~])?)?\n", line(state, text, at))
     assert line(state, text, at).split()[:2] == [state, str(int(at))]
+
+
+def test_bad_is_a_decision_and_never_an_observation() -> None:
+    assert word([Severity.CRITICAL], "") == "warn"
+    assert word([Severity.WARNING], "") == "warn"
+    assert word([Severity.OK], "") == "ok"
+    assert word([], "") == "ok"
+    assert word([], "", "GPU_XID_79() gone") == "warn"
+    assert word([], "GPU_XID_79() gone", "GPU_HOT() too hot") == "bad"
 
 
 def test_uptime_is_the_real_kernels(tmp_path: Path) -> None:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from slurm_health.host import uptime
+from slurm_health.model import Severity
 
 HEARTBEAT = 5.0  # seconds; the prolog takes a verdict for stale after 60, and 10 is promised
 NAME = "verdict"
+
+
+def word(findings: Iterable[Severity], refuse: str, note: str = "") -> str:
+    """The first word: `bad` is the controller's decision, never an observation. `note`: its word to warn."""
+    if refuse:
+        return "bad"
+    return "warn" if note or any(severity > Severity.OK for severity in findings) else "ok"
 
 
 def line(state: str, text: str, at: float) -> str:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from slurm_health.policy import SLACK
+from slurm_health.policy.touch import SLACK
 
 pytestmark = pytest.mark.cluster
 

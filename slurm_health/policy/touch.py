@@ -1,0 +1,66 @@
+"""Whom a fault touches, and who brings it about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from slurm_health.model import Card, Hurt, Incident, Job
+
+DIES_WITHIN = 120.0  # seconds after the first evidence in which a job's death counts as the fault's
+SLACK = 2.0  # Slurm's times are whole seconds, and a link's fault is seen up to a second late
+# What a job may have broken itself: only who holds the device is touched (of PCIe devices GPUs are held).
+DEVICE_CODES = ("GPU_", "NVSWITCH_", "PCIE_")
+SUSPECTS = 2  # nodes that a job may break the same way before it is held and the next one left alone
+SUSPECT = "suspect job: "  # how it is noted that a node is left alone
+
+
+def everyones(incident: Incident) -> bool:
+    """Whether the fault touches all jobs of its node: a link, memory, the host. Not a GPU or a switch."""
+    return not incident.code.startswith(DEVICE_CODES)
+
+
+def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
+    """The cards of the jobs that held the broken device when it broke, or held it when they died of it; of a
+    job's runs the last one comes last.
+
+    A driver or an NVSwitch is broken for all who hold a GPU. A GPU that cannot be named touches nobody for
+    sure, and a card whose devices are not known is not guessed at.
+    """
+
+    def holds(card: Card) -> bool:
+        if card.devices is None:
+            return False
+        if incident.code.startswith(("GPU_DRIVER_", "NVSWITCH_")):
+            return bool(card.devices)
+        return incident.device in card.devices
+
+    return sorted(filter(holds, present(incident, cards)), key=lambda card: card.restarts)
+
+
+def present(incident: Incident, cards: Iterable[Card]) -> list[Card]:
+    """The cards of the jobs that were on the node when it broke."""
+    return [card for card in cards if not card.ended or card.ended >= incident.since - SLACK]
+
+
+def hurt(incident: Incident, job: Job) -> bool:
+    """Whether a fault of the whole node touches this job that Slurm lists on it."""
+    return not job.ended or job.ended >= math.floor(incident.since) - SLACK
+
+
+def broke(hurts: Iterable[Hurt], progress: float) -> tuple[str, ...]:
+    """The nodes on which the last runs of a job met the same fault of a GPU, one run after the other.
+
+    A run that had lasted `progress` seconds before it had nothing to do with the faults of the runs before.
+    """
+    nodes: list[str] = []
+    later: Hurt | None = None
+    for one in sorted(hurts, key=lambda one: one.since, reverse=True):
+        if not one.code.startswith(DEVICE_CODES):
+            break
+        if later and (one.code != later.code or later.since - later.began >= progress):
+            break
+        if one.node not in nodes:
+            nodes.append(one.node)
+        later = one
+    return tuple(reversed(nodes))
