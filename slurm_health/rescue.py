@@ -50,9 +50,9 @@ class Fault:
 class Rescue:
     """`note` is told of faults and finds their jobs; `follow` keeps going until cancelled."""
 
-    def __init__(self, config: Config, ledger: Ledger, slurm: Slurm, out: set[str], outage: Outage) -> None:
+    def __init__(self, config: Config, ledger: Ledger, slurm: Slurm, outage: Outage) -> None:
         self.config, self.ledger, self.slurm = config, ledger, slurm
-        self.out = out  # nodes that Slurm showed out of service: from no other is a job requeued
+        self.out: set[str] = set()  # nodes that Slurm showed out of service: from no other is a job requeued
         self.outage = outage
         self.place = Place(config, ledger, slurm)
         self.fence = Fence(config, ledger, slurm, outage)

@@ -254,7 +254,7 @@ class Door:
     async def _must_be_node(self, request: web.Request, name: str) -> None:
         """The signer is root or SlurmUser, the node is Slurm's, and the peer has its address."""
         self._must_be_privileged()
-        node = (await self.controller.nodes()).get(name)
+        node = (await self.controller.inventory.nodes()).get(name)
         if node is None:
             raise wire.Refused(f"{name}: Slurm knows no such node")
         if not self.controller.config.auth.check_address or not node.address:
@@ -304,7 +304,9 @@ class Door:
         try:
             await self._must_be_node(request, node)
             await self._pace("decision", node, 1)
-            return _bytes(wire.encode(await self.controller.await_change(node, known, wire.LONG_POLL)))
+            return _bytes(
+                wire.encode(await self.controller.decisions.await_change(node, known, wire.LONG_POLL))
+            )
         finally:
             self.polling[who] -= 1
             if not self.polling[who]:
@@ -331,7 +333,7 @@ class Door:
     async def status(self, request: web.Request) -> web.Response:
         controller = self.controller
         try:
-            nodes = await controller.nodes()
+            nodes = await controller.inventory.nodes()
             slurm = controller.outage.trouble
         except SlurmError as error:
             nodes, slurm = {}, str(error)
@@ -377,7 +379,7 @@ class Door:
                 {
                     "node": name,
                     "drained": out[name].reason if name in out else "",
-                    "refusing": bool(controller.decision(name).refuse),
+                    "refusing": bool(controller.decisions.of(name).refuse),
                     "incidents": [
                         {
                             "id": one.id,
@@ -426,7 +428,7 @@ class Door:
             return _words(404, f"there is no incident {number}")
         if not incident.closed:
             self.ledger.close(number, await self._aside(story.user, _uid()), time.time())
-            self.controller.look_at(incident.node)
+            self.controller.drains.look_at(incident.node)
         return await self._stories(wanted=[number])
 
     async def pause(self, request: web.Request) -> web.Response:
@@ -448,7 +450,7 @@ class Door:
         return self._look_again(f"{what} of {folded or 'the whole cluster'} lifted")
 
     def _look_again(self, done: str) -> web.Response:
-        self.controller.look_at(*self.ledger.troubled())
+        self.controller.drains.look_at(*self.ledger.troubled())
         return _bytes(json.dumps({"done": done}).encode())
 
 

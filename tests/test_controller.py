@@ -24,8 +24,8 @@ async def test_the_fault_that_came_first_names_the_drain_whichever_is_told_first
         assert slurm.known["n1"].reason == "slurm-health: IB_PORT_DOWN(mlx5_4/1) down"
         [ours] = here.ledger.out_by_us()
         assert (ours.name, ours.reason) == ("n1", slurm.known["n1"].reason)
-        assert here.controller.decision("n1").refuse == "IB_PORT_DOWN(mlx5_4/1) down"
-        here.controller.look_at("n1")
+        assert here.controller.decisions.of("n1").refuse == "IB_PORT_DOWN(mlx5_4/1) down"
+        here.controller.drains.look_at("n1")
         await here.settle()
         assert [one.held for one in here.ledger.open_incidents()] == ["", ""]
 
@@ -45,7 +45,7 @@ async def test_what_is_newer_than_a_resume_outlives_the_end_of_our_refusal(
         slurm.known["n1"] = replace(slurm.known["n1"], reason="Prolog error", since=int(now))
         refused = (Card(7, 0, refused=now),)
         await here.report(LINK, *newer, cards=refused if known else ())
-        here.controller.look_at("n1")
+        here.controller.drains.look_at("n1")
         await here.settle()
         await here.report(LINK, *newer, cards=refused)
         await here.settle()
@@ -65,7 +65,7 @@ async def test_a_node_left_alone_for_a_suspect_job_goes_out_by_evidence_that_can
     async with site(tmp_path, slurm, mode="drain") as here:
         here.ledger.take(NodeReport("n1", boot="b", opened=(XID,), standing=("b/2",)), time.time())
         here.ledger.hold(1, "suspect job: 7 met GPU_XID_79 on n2, n3, n1")
-        here.controller.look_at("n1")
+        here.controller.drains.look_at("n1")
         await here.settle()
         assert slurm.done == []
         await here.report(replace(XID, moment="b/3"))

@@ -580,7 +580,7 @@ async def test_a_slurm_that_fell_silent_is_not_asked_for_each_report(tmp_path: P
     async with site(tmp_path, Slow(many)) as here:
         assert (await here.report())[0] == 200
         here.slurm.silent = True
-        here.controller.inventory_at -= 120
+        here.controller.inventory.at -= 120
         asked.clear()
         go.clear()
         first = asyncio.create_task(here.report())

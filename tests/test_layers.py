@@ -107,7 +107,21 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 
 # The controller and what it is made of.
-SEAT = ("controller", "rescue", "owner", "place", "turns", "fence", "silence", "standby", "web")
+SEAT = (
+    *(
+        "controller",
+        "inventory",
+        "decisions",
+        "drain",
+        "rescue",
+        "owner",
+        "place",
+        "turns",
+        "fence",
+        "silence",
+    ),
+    *("standby", "web"),
+)
 
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:

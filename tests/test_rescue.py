@@ -95,7 +95,9 @@ async def broken(tmp_path: Path) -> AsyncIterator[Played]:
     for job in played.there.values():
         ledger.touch(incident, job, 0, 0.0, time.time())
     config = Config.model_validate({"mode": "requeue"})
-    async with running(Rescue(config, ledger, protocol, {"n2"}, Outage()).follow()):
+    rescue = Rescue(config, ledger, protocol, Outage())
+    rescue.out.add("n2")
+    async with running(rescue.follow()):
         await until(lambda: played.started == [str(FIRST)])
         played.ledger = ledger
         yield played
@@ -145,7 +147,7 @@ async def test_what_wakes_it_does_not_keep_it_from_its_end(tmp_path: Path) -> No
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     protocol: Slurm = Played()
     for steps in range(5):  # of the loop, between the one and the other
-        rescue = Rescue(Config(), ledger, protocol, set(), Outage())
+        rescue = Rescue(Config(), ledger, protocol, Outage())
         followed = asyncio.create_task(rescue.follow())
         await asyncio.sleep(0.1)
         rescue.wake()

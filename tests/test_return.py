@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_web import FakeSlurm, asynchronous, site
 
-from slurm_health.controller import SILENT
+from slurm_health.drain import SILENT
 from slurm_health.model import Finding, Severity, Urgency
 
 LINK = Finding("IB_PORT_DOWN", Severity.CRITICAL, "mlx5_4/1", "down", "DOWN", Urgency.NOW, 1.0, "b/1", True)
@@ -46,6 +46,6 @@ async def test_whose_word_counts(
         await here.settle()
         assert [what for what, *_ in slurm.done] == expected
         await here.report()
-        here.controller.look_at("n1")
+        here.controller.drains.look_at("n1")
         await here.settle()
         assert [what for what, *_ in slurm.done] == ["drain", "resume"]

@@ -135,7 +135,7 @@ class Site:
     async def settle(self) -> None:
         """Until all that was set going has come to its end."""
         with self.controller.outage.survived("test"):
-            await self.controller.attend()
+            await self.controller.drains.attend()
 
 
 @asynccontextmanager
@@ -394,7 +394,7 @@ async def test_a_silent_slurm_is_said(tmp_path: Path) -> None:
         assert (await here.report(XID))[0] == 200
         await here.settle()
         here.slurm.silent = True
-        here.controller.inventory_at -= 120  # a stale list of nodes is better than none
+        here.controller.inventory.at -= 120  # a stale list of nodes is better than none
         assert (await here.report(replace(XID, moment="b/2")))[0] == 200
         assert (await here.get("/v1/status"))["slurm"]["trouble"] == "no answer in 10 s"
 
@@ -447,14 +447,14 @@ async def test_all_who_wait_for_the_list_of_nodes_wait_for_one_question(tmp_path
             return await super().nodes(names)
 
     async with site(tmp_path, Slow(silent=True)) as here:
-        waiting = [asyncio.create_task(here.controller.nodes()) for _ in range(20)]
+        waiting = [asyncio.create_task(here.controller.inventory.nodes()) for _ in range(20)]
         await asyncio.sleep(0)
         answers.set()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(result) for result in results} == {Unreachable}
         assert asked == 1
         here.slurm.silent = False
-        assert set(await here.controller.nodes()) == {"n1", "n2"}
+        assert set(await here.controller.inventory.nodes()) == {"n1", "n2"}
 
 
 # -- what people see
@@ -652,7 +652,7 @@ async def test_a_long_poll_is_answered_by_the_drain(tmp_path: Path) -> None:
         asked = {"node": "n1", "known": Decision(mode="requeue").version}
         polls = [asyncio.create_task(here.ask("POST", "/v1/decision", asked)) for _ in range(3)]
         other = asyncio.create_task(here.ask("POST", "/v1/decision", asked | {"node": "n2"}))
-        while len(here.controller.changed) < 2:  # noqa: ASYNC110  (nothing announces that they wait)
+        while len(here.controller.decisions.changed) < 2:  # noqa: ASYNC110  (nothing announces that they wait)
             await asyncio.sleep(0)
         await here.report(XID)
         await here.settle()
