@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
-from requeue import calmly, slurm
+from machine import machine
+from testbed import calmly, slurm
 
-from prolog import machine
 from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.slurm import Rejected
 from slurm_health.slurm.api import Api

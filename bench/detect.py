@@ -28,7 +28,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prolog import machine
+from machine import machine
+
 from slurm_health import duration, rules
 from slurm_health.host import uptime
 from slurm_health.node import STUCK

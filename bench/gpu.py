@@ -16,7 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from prolog import machine
+from machine import machine
+
 from slurm_health.probes.gpu.board import EACH_PASS, LINK_COUNTS, LINK_ERRORS, LINK_RATES, SLOW
 from slurm_health.probes.gpu.library import Library
 from slurm_health.sandbox.hardware import Machine

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from machine import machine
 
-from prolog import machine
 from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.sandbox.daemon import await_until
 

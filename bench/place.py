@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from ClusterShell.NodeSet import NodeSet
-from requeue import BUDGET, HEAD, START_WITHIN, Job, ask_status, by_hand, calmly, figures, slurm, up
+from machine import machine
+from testbed import BUDGET, HEAD, START_WITHIN, Job, ask_status, by_hand, calmly, figures, slurm, up
 
-from prolog import machine
 from slurm_health import config
 from slurm_health.client import ask
 from slurm_health.sandbox.cluster import Sandbox

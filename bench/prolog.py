@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from machine import machine
 
 ROOT = Path(__file__).parents[1]
 JOB = {
@@ -137,28 +137,6 @@ def table(contenders: list[Contender]) -> str:
         first, *rest = map(milliseconds, cells)
         rows.append(f"| {each.name} | {first} | {over} | {' | '.join(rest)} |")
     return "\n".join(rows)
-
-
-def machine() -> str:
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    versions = []
-    if bash := shutil.which("bash"):
-        versions.append(
-            subprocess.run([bash, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-        )
-    if shutil.which("dpkg-query"):
-        query = ["dpkg-query", "-W", "-f=dash ${Version}", "dash"]
-        versions.append(subprocess.run(query, capture_output=True, text=True).stdout)
-    versions.append(f"Python {platform.python_version()}")
-    load = os.getloadavg()[0]
-    return (
-        f"{model}, {os.cpu_count()} cores, Linux {platform.release()} {platform.machine()}, "
-        f"{', '.join(filter(None, versions))}; load average before the run {load:.1f}"
-    )
 
 
 def main() -> None:

@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from ClusterShell.NodeSet import NodeSet
-from requeue import BUDGET, START_WITHIN, ask_status, calmly, keep, moment, slurm, up
+from machine import machine
+from testbed import BUDGET, START_WITHIN, ask_status, calmly, keep, moment, slurm, up
 
-from prolog import machine
 from slurm_health import config
 from slurm_health.client import ask
 from slurm_health.sandbox.cluster import Sandbox

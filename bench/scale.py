@@ -29,9 +29,9 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from requeue import calmly, slurm
+from machine import machine
+from testbed import calmly, slurm
 
-from prolog import machine
 from slurm_health import config, wire
 from slurm_health.client import ask
 from slurm_health.model import Finding, Severity, Urgency
