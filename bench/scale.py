@@ -32,7 +32,7 @@ import psutil
 from machine import machine
 from testbed import calmly, slurm
 
-from slurm_health import config, wire
+from slurm_health import config, signing, wire
 from slurm_health.client import ask
 from slurm_health.model import Finding, Severity, Urgency
 from slurm_health.sandbox.cluster import Sandbox
@@ -49,7 +49,7 @@ class Crowd:
     def __init__(self, box: Sandbox, nodes: int) -> None:
         self.config = config.load(str(box.layout.config))
         self.names = [f"g{number}" for number in range(1, nodes + 1)]
-        self.signature = wire.signature("munge", str(box.layout.munge_socket))
+        self.signature = signing.signature("munge", str(box.layout.munge_socket))
         self.url = f"http://127.0.0.1:{self.config.addresses[0][1]}"
         self.waits: list[float] = []
 
@@ -57,7 +57,7 @@ class Crowd:
         report = wire.NodeReport(name, boot="b", sent=time.time(), opened=opened, verdict="ok")
         body = wire.encode(report)
         for patience in (0.1, 0.5, 2.0, 5.0):
-            seal = self.signature.sign(wire.payload("POST", "/v1/report", body))
+            seal = self.signature.sign(signing.payload("POST", "/v1/report", body))
             began = time.monotonic()
             with contextlib.suppress(aiohttp.ClientError):
                 async with client.post("/v1/report", data=body, headers={"Authorization": seal}) as answer:

@@ -9,7 +9,7 @@ import http.client
 import json
 from typing import Any
 
-from slurm_health import wire
+from slurm_health import signing, wire
 from slurm_health.config import Config
 
 TIMEOUT = 10.0
@@ -61,9 +61,9 @@ def _ask(
     host, port = address
     where = f"the controller at {host}:{port}"
     try:
-        signature = wire.signature(config.auth.method, config.auth.munge_socket, config.auth.key_file)
-        seal = signature.sign(wire.payload(method, target, data))
-    except (wire.Refused, OSError) as error:
+        signature = signing.signature(config.auth.method, config.auth.munge_socket, config.auth.key_file)
+        seal = signature.sign(signing.payload(method, target, data))
+    except (signing.Refused, OSError) as error:
         raise ClientError(f"cannot sign the question: {error}") from None
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     try:

@@ -20,12 +20,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from slurm_health import wire
+from slurm_health import signing, wire
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # seconds for an answer that is due at once
-USUAL = (OSError, http.client.HTTPException, wire.Refused, wire.Malformed)  # what a controller may do to us
+USUAL = (
+    OSError,
+    http.client.HTTPException,
+    signing.Refused,
+    wire.Malformed,
+)  # what a controller may do to us
 REPORT, DECISION = "/v1/report", "/v1/decision"
 QUICK = 1.0  # seconds: an answer that took no longer says well enough what the controller's clock is
 FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds when all controllers were tried, doubled and spread by chance
@@ -55,7 +60,7 @@ class Link(threading.Thread):
     def __init__(
         self,
         addresses: Sequence[Address],
-        signature: Callable[[], wire.Signature],
+        signature: Callable[[], signing.Signature],
         node: str,
         compose: Callable[[], wire.NodeReport],
         heard: Callable[[wire.NodeReport, frozenset[str], frozenset[str]], None],
@@ -173,7 +178,7 @@ class _Post:
     """A signed POST over a connection that is kept; made again when it broke. The answer is there within the
     timeout, however its bytes drip, and bounded."""
 
-    def __init__(self, signature: Callable[[], wire.Signature], timeout: float) -> None:
+    def __init__(self, signature: Callable[[], signing.Signature], timeout: float) -> None:
         self.signature, self.timeout = signature, timeout
         self.end = 0.0  # when the answer must be there (monotonic)
         self.address: Address | None = None
@@ -190,7 +195,7 @@ class _Post:
             self.connection = http.client.HTTPConnection(*address, timeout=self.timeout)
             self.connection.response_class = self._response  # type: ignore[assignment]
         try:
-            seal = self.signature().sign(wire.payload("POST", target, body))
+            seal = self.signature().sign(signing.payload("POST", target, body))
             headers = {"Authorization": seal, "Content-Type": "application/json"}
             if self.connection.sock:
                 self.connection.sock.settimeout(self.timeout)
@@ -202,7 +207,7 @@ class _Post:
             self.connection.close()
             raise
         if response.status != 200:
-            raise wire.Refused(f"{response.status} {answer[:200].decode(errors='replace').strip()}")
+            raise signing.Refused(f"{response.status} {answer[:200].decode(errors='replace').strip()}")
         return answer
 
 

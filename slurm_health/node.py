@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from slurm_health import baseline, cards, identity, rules, systemd, wire
+from slurm_health import baseline, cards, identity, rules, signing, systemd, wire
 from slurm_health.config import Config
 from slurm_health.host import Host
 from slurm_health.link import Link
@@ -143,7 +143,7 @@ class NodeDaemon:
             lambda *answer: self._post(partial(self._receipt, *answer)),
             lambda answer: self._post(partial(self._decide, answer)),
         )
-        self.signed: wire.Signature | None = None
+        self.signed: signing.Signature | None = None
 
     # The loop
 
@@ -436,13 +436,13 @@ class NodeDaemon:
             number=next(self.numbers),
         )
 
-    def _signature(self) -> wire.Signature:
+    def _signature(self) -> signing.Signature:
         if self.signed is None:
             auth = self.config.auth
             try:
-                self.signed = wire.signature(auth.method, auth.munge_socket, auth.key_file)
+                self.signed = signing.signature(auth.method, auth.munge_socket, auth.key_file)
             except OSError as error:
-                raise wire.Refused(str(error)) from error
+                raise signing.Refused(str(error)) from error
         return self.signed
 
     def _receipt(

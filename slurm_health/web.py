@@ -24,7 +24,7 @@ from typing import Any
 from aiohttp import web
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-from slurm_health import __version__, connections, silence, story, systemd, wire
+from slurm_health import __version__, connections, signing, silence, story, systemd, wire
 from slurm_health.config import Config
 from slurm_health.connections import Connection, Register
 from slurm_health.controller import Controller, running
@@ -55,7 +55,7 @@ class Door:
     """Tells who asks, and answers. Reports come from root or SlurmUser, questions from anybody: an ordinary
     user sees nodes and incidents, and of the jobs only the own ones."""
 
-    def __init__(self, controller: Controller, signature: wire.Signature, standby: Standby) -> None:
+    def __init__(self, controller: Controller, signature: signing.Signature, standby: Standby) -> None:
         self.controller, self.signature, self.standby = controller, signature, standby
         self.ledger = controller.ledger
         self.register = Register()
@@ -158,7 +158,7 @@ class Door:
                     connection.task = None  # what was begun for a node is brought to its end
                     return await handler(request)
                 return await self._answer_user(request, handler, connection)
-        except wire.Refused as error:
+        except signing.Refused as error:
             status, words = 403, str(error)
         except wire.Malformed as error:
             status, words = 400, str(error)
@@ -209,7 +209,7 @@ class Door:
         self.register.leave(connection)
         self.checking += 1
         try:
-            payload = wire.payload(request.method, request.raw_path, body)
+            payload = signing.payload(request.method, request.raw_path, body)
             header = request.headers.get("Authorization", "")
             loop = asyncio.get_running_loop()
             _signer.set(await loop.run_in_executor(self.checks, self.signature.signer, header, payload))
@@ -249,14 +249,14 @@ class Door:
 
     def _must_be_privileged(self) -> None:
         if not self._privileged():
-            raise wire.Refused(f"uid {_signer.get()} may not do this; root or SlurmUser may")
+            raise signing.Refused(f"uid {_signer.get()} may not do this; root or SlurmUser may")
 
     async def _must_be_node(self, request: web.Request, name: str) -> None:
         """The signer is root or SlurmUser, the node is Slurm's, and the peer has its address."""
         self._must_be_privileged()
         node = (await self.controller.inventory.nodes()).get(name)
         if node is None:
-            raise wire.Refused(f"{name}: Slurm knows no such node")
+            raise signing.Refused(f"{name}: Slurm knows no such node")
         if not self.controller.config.auth.check_address or not node.address:
             return
         then, known = self.addresses.get(node.address, (-ADDRESSES, set()))
@@ -267,7 +267,7 @@ class Door:
             self.addresses[node.address] = (time.monotonic(), known)
         peer = (request.remote or "").removeprefix("::ffff:")
         if known and peer not in known:
-            raise wire.Refused(f"{name}: a report from {peer}, but Slurm has it at {node.address}")
+            raise signing.Refused(f"{name}: a report from {peer}, but Slurm has it at {node.address}")
 
     # Nodes
 
@@ -528,7 +528,7 @@ class _Http(logging.LoggerAdapter[logging.Logger]):
 async def serve(config: Config, ledger: Ledger, controller: Controller, standby: Standby) -> None:
     """The whole controller, until SIGTERM or SIGINT, or until its ledger is lost or another's."""
     auth = config.auth
-    door = Door(controller, wire.signature(auth.method, auth.munge_socket, auth.key_file), standby)
+    door = Door(controller, signing.signature(auth.method, auth.munge_socket, auth.key_file), standby)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from slurm_health import __version__, rules, wire
+from slurm_health import __version__, rules, signing
 from slurm_health.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -270,12 +270,12 @@ def answering(folder: Path) -> Iterator[Answering]:
     key = folder / "key"
     key.touch(0o600)
     key.write_text("k" * 64)
-    door = wire.Hmac(str(key))
+    door = signing.Hmac(str(key))
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            door.signer(self.headers["Authorization"], wire.payload(self.command, self.path, body))
+            door.signer(self.headers["Authorization"], signing.payload(self.command, self.path, body))
             said.asked.append((self.command, self.path, json.loads(body) if body else None))
             answer = said.answer if isinstance(said.answer, bytes) else json.dumps(said.answer).encode()
             self.send_response(said.status)

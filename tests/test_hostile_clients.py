@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from test_web import ALICE, BOB, XID, FakeSlurm, Site, T, asynchronous, node, site
 
-from slurm_health import connections, web, wire
+from slurm_health import connections, signing, web, wire
 from slurm_health import story as stories
 from slurm_health.ledger import schema
 from slurm_health.model import Job, Node
@@ -236,8 +236,8 @@ async def test_a_replay_is_refused_and_its_connection_closed(tmp_path: Path) -> 
         key = tmp_path / "key"
         key.touch(0o600)
         key.write_text("k" * 64)
-        here.door.signature = wire.Hmac(str(key))
-        seal = here.door.signature.sign(wire.payload("POST", "/v1/report", REPORT))
+        here.door.signature = signing.Hmac(str(key))
+        seal = here.door.signature.sign(signing.payload("POST", "/v1/report", REPORT))
         signed = request(uid=None, Authorization=seal)
         await first.say(signed)
         assert await first.status() == 200

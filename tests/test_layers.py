@@ -126,7 +126,7 @@ SEAT = (
 
 def test_the_two_seats_meet_in_the_wire_alone() -> None:
     seat = below(*SEAT, "outage", "ledger", "migrations", "slurm", "sinks.notify")
-    for module in ("node", "link", "spool", "cards", "tenants", "client", "sinks.verdict"):
+    for module in ("node", "link", "spool", "cards", "tenants", "client", "signing", "sinks.verdict"):
         assert not ours(f"slurm_health.{module}") & seat
     for module in (*SEAT, *below("ledger")):
         assert not ours(f"slurm_health.{module}") & below("node", "link", "spool", "probes", "rules", "host")
@@ -230,7 +230,7 @@ def test_the_node_pays_for_no_database_and_no_server() -> None:
 def test_help_pays_for_nothing_heavy() -> None:
     heavy = {"sqlalchemy", "alembic", "aiohttp", "pydantic", "pynvml", "psutil", "asyncio", "ClusterShell"}
     assert not loaded("import slurm_health.cli") & heavy
-    assert not loaded("import slurm_health.client, slurm_health.wire") & (
+    assert not loaded("import slurm_health.client, slurm_health.wire, slurm_health.signing") & (
         heavy - {"pydantic", "ClusterShell"}
     )
 

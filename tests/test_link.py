@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slurm_health import link as link_module
-from slurm_health import wire
+from slurm_health import signing, wire
 from slurm_health.link import Clock, Link
 from slurm_health.sandbox.daemon import await_until
 from slurm_health.wire import Decision, NodeReport
@@ -48,8 +48,8 @@ class Controller:
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self.port
 
-    def signature(self) -> wire.Signature:
-        return wire.Hmac(str(self.key))
+    def signature(self) -> signing.Signature:
+        return signing.Hmac(str(self.key))
 
     @property
     def codes(self) -> list[str]:
@@ -62,7 +62,7 @@ class Controller:
             self._changed.notify_all()
 
     def start(self) -> None:
-        here, door = self, wire.Hmac(str(self.key))
+        here, door = self, signing.Hmac(str(self.key))
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -75,11 +75,11 @@ class Controller:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 try:
-                    door.signer(self.headers["Authorization"], wire.payload("POST", self.path, body))
+                    door.signer(self.headers["Authorization"], signing.payload("POST", self.path, body))
                     if here.deaf and self.path != "/v1/report":
-                        raise wire.Refused("deaf")
+                        raise signing.Refused("deaf")
                     status, answer = here.status, here.answer or here._respond(self.path, body)
-                except (wire.Refused, wire.Malformed) as error:
+                except (signing.Refused, wire.Malformed) as error:
                     status, answer = 403, str(error).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
@@ -172,7 +172,7 @@ class Node:
     def follows(self, decision: Decision) -> bool:
         return self.decided[-1:] == [decision]
 
-    def signature(self) -> wire.Signature:
+    def signature(self) -> signing.Signature:
         if self.over:
             raise SystemExit  # links live as long as their process; those of a test end with it
         return self.controller.signature()
@@ -340,7 +340,7 @@ def test_a_controller_that_takes_no_reports_is_said_once(
 ) -> None:
     """Its decisions come all the while: its ledger's disk is full."""
     for _ in range(3):
-        node.link._mourn(link_module.REPORT, 0, wire.Refused("503 the ledger"))
+        node.link._mourn(link_module.REPORT, 0, signing.Refused("503 the ledger"))
         node.link._rejoice(link_module.DECISION)
     assert node.link.trouble == "503 the ledger"
     assert [record.getMessage().endswith("503 the ledger") for record in caplog.records] == [True]

@@ -21,11 +21,12 @@ from slurm_health.config import Config
 from slurm_health.controller import Controller
 from slurm_health.ledger import Ledger, schema
 from slurm_health.model import Finding, Job, Node, Severity, Urgency
+from slurm_health.signing import Refused
 from slurm_health.slurm import Slurm, Unreachable
 from slurm_health.standby import Standby
 from slurm_health.story import iso
 from slurm_health.web import Door
-from slurm_health.wire import Decision, NodeReport, Refused
+from slurm_health.wire import Decision, NodeReport
 
 ALICE, BOB, SLURM = 1000, 1001, 64030
 T = 1_700_000_000.0

@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_health import wire
+from slurm_health import signing, wire
 from slurm_health.cards import RANKS
 from slurm_health.model import Card, Finding, Severity, Urgency
+from slurm_health.signing import Hmac, Munge, Refused
 from slurm_health.tenants import SEATED
-from slurm_health.wire import Decision, Hmac, Malformed, Munge, NodeReport, Refused
+from slurm_health.wire import Decision, Malformed, NodeReport
 
 FOUND = Finding(
     "GPU_XID_79",
@@ -319,16 +320,16 @@ def test_the_largest_report_fits_the_limit() -> None:
 
 def test_the_payload_covers_the_whole_request() -> None:
     seals = {
-        wire.payload("POST", "/v1/report", b"x"),
-        wire.payload("GET", "/v1/report", b"x"),
-        wire.payload("POST", "/v1/decision", b"x"),
-        wire.payload("POST", "/v1/report", b"y"),
-        wire.payload("POST", "/v1/report", b""),
+        signing.payload("POST", "/v1/report", b"x"),
+        signing.payload("GET", "/v1/report", b"x"),
+        signing.payload("POST", "/v1/decision", b"x"),
+        signing.payload("POST", "/v1/report", b"y"),
+        signing.payload("POST", "/v1/report", b""),
     }
     assert len(seals) == 5
 
 
-PAYLOAD = wire.payload("POST", "/v1/report", b"{}")
+PAYLOAD = signing.payload("POST", "/v1/report", b"{}")
 
 
 @pytest.fixture
@@ -374,7 +375,7 @@ def test_hmac_refuses_a_forgery(key: Path, forge: Any) -> None:
 def test_hmac_refuses_another_message_and_another_key(key: Path, tmp_path: Path) -> None:
     door = Hmac(str(key))
     with pytest.raises(Refused):
-        door.signer(door.sign(PAYLOAD), wire.payload("POST", "/v1/report", b"{ }"))
+        door.signer(door.sign(PAYLOAD), signing.payload("POST", "/v1/report", b"{ }"))
     other = tmp_path / "other"
     other.touch(0o600)
     other.write_text("o" * 64)
@@ -393,7 +394,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     it = Clock(time.time())
-    monkeypatch.setattr(wire, "time", it)
+    monkeypatch.setattr(signing, "time", it)
     return it
 
 
@@ -549,7 +550,7 @@ def test_munge_refuses_a_replay(munged: Munged) -> None:
 
 def test_munge_refuses_a_credential_for_another_message(munged: Munged) -> None:
     munge = Munge(munged.socket)
-    for other in (PAYLOAD + b"0", PAYLOAD[:-1], b"", wire.payload("POST", "/v1/report", b"{ }")):
+    for other in (PAYLOAD + b"0", PAYLOAD[:-1], b"", signing.payload("POST", "/v1/report", b"{ }")):
         with pytest.raises(Refused, match="another message"):
             munge.signer(munge.sign(PAYLOAD), other)
 
@@ -605,8 +606,8 @@ def test_munge_from_many_threads(munged: Munged) -> None:
 def test_the_site_names_the_way_of_signing(
     munged: Munged, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(wire.signature("hmac", key_file=str(key)), Hmac)
+    assert isinstance(signing.signature("hmac", key_file=str(key)), Hmac)
     monkeypatch.setenv("MUNGE_SOCKET", munged.socket)
-    assert wire.signature("munge").sign(PAYLOAD).startswith("MUNGE MUNGE:")
+    assert signing.signature("munge").sign(PAYLOAD).startswith("MUNGE MUNGE:")
     monkeypatch.setenv("MUNGE_SOCKET", "/nonexistent")
-    assert wire.signature("munge", munged.socket).sign(PAYLOAD).startswith("MUNGE MUNGE:")
+    assert signing.signature("munge", munged.socket).sign(PAYLOAD).startswith("MUNGE MUNGE:")

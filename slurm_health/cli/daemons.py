@@ -94,10 +94,10 @@ def controller(config_file: str | None, verbose: bool) -> None:
 
     from slurm_health.controller import Controller
     from slurm_health.ledger import Ledger, LedgerError, WrongLedger, alone
+    from slurm_health.signing import Refused
     from slurm_health.slurm.api import Absent, reach
     from slurm_health.standby import Standby
     from slurm_health.web import serve
-    from slurm_health.wire import Refused
 
     config = load_config(config_file)
     _log(verbose)

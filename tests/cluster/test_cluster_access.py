@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import NOBODY, OF_NOBODY, ROOT
 
-from slurm_health import wire
+from slurm_health import signing, wire
 from slurm_health.model import Finding, Severity, Urgency
 
 pytestmark = pytest.mark.cluster
@@ -21,7 +21,7 @@ AS_NOBODY = """
 import os, sys
 from slurm_health import cli, client, config, text, wire, duration
 import encodings.idna
-wire.Munge()
+signing.Munge()
 loaded = config.load()
 config.load = lambda *_: loaded  # the package may lie where this user may not go
 os.setgroups([]); os.setgid({gid}); os.setuid({uid})
@@ -52,7 +52,7 @@ def send(cluster, target, body, header, source="127.0.0.1"):
 
 def sealed_by(cluster, user, target, body):
     """A credential as `munge` makes it for a user."""
-    digest = wire.payload("POST", target, body).decode()
+    digest = signing.payload("POST", target, body).decode()
     done = subprocess.run(
         ["munge", f"--socket={cluster.box.layout.munge_socket}", f"--string={digest}"],
         user=user, group=NOBODY.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=True,
