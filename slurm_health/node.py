@@ -40,6 +40,7 @@ from slurm_health.probes.runner import Runner
 from slurm_health.probes.system import System
 from slurm_health.sinks.verdict import VerdictFile, word
 from slurm_health.spool import Spool
+from slurm_health.state import State
 from slurm_health.tenants import Tenants
 
 log = logging.getLogger(__name__)
@@ -67,20 +68,19 @@ class NodeDaemon:
         self.config, self.name = config, name
         self.host = Host(root)
         self.boot = self.host.boot_id()
-        self.state_dir = state_dir
+        self.state = State(state_dir)
         for folder in (run_dir, run_dir / "jobs"):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             folder.chmod(0o755)
-        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         self.verdict = VerdictFile(run_dir)
         self.spool = Spool(state_dir / "spool")
         self.book = rules.load(config.rule)
         self.settled = time.monotonic() + SETTLES - self.host.booted()
         self.expectations = baseline.Expectations(**config.expected(name))
-        self.baseline = baseline.begin(baseline.load(state_dir / "baseline.json"), self.boot)
-        self.memory = rules.begin(self._saved("memory.json"), self.boot)
+        self.baseline = baseline.begin(baseline.recall(self.state.value("baseline.json")), self.boot)
+        self.memory = rules.begin(self.state.value("memory.json"), self.boot)
         self.saved = time.monotonic()
-        self.names = identity.recall(self._saved("names.json"))
+        self.names = identity.recall(self.state.value("names.json"))
         self.standing: tuple[Finding, ...] = tuple(
             _sendable(identity.named(found, self.names))
             for found in rules.judge(self.book, (), self.memory, time.time())[0]
@@ -344,7 +344,7 @@ class NodeDaemon:
         sick = [found.device for found in self.standing if found.severity is Severity.CRITICAL]
         if (names := identity.learn(self.names, report.readings)) is not self.names:
             self.names = names
-            self._save("names.json", lambda path: path.write_text(json.dumps(names)))
+            self.state.save("names.json", json.dumps(names))
         learned, notes = baseline.learn(self.baseline, report, sick)
         for note in notes:
             log.info("%s", note)
@@ -354,7 +354,7 @@ class NodeDaemon:
             readings = tuple(one for one in readings if one.name not in TRAINING or one.value is not True)
         self._judge(readings)
         if learned is not known:  # saved last: what is said once, a GPU swapped, is said again after a crash
-            self._save("baseline.json", lambda path: baseline.save(path, learned))
+            self.state.save("baseline.json", json.dumps(baseline.plain(learned), indent=1), synced=True)
 
     def _seat(self, processes: Iterable[Reading]) -> None:
         """See which ranks sit on which GPU, and who sits where nobody should."""
@@ -380,7 +380,7 @@ class NodeDaemon:
             if self.worker and any(map(kernel.nvml_knows, fresh)):
                 self.gpu_due = min(self.gpu_due, time.monotonic())
         if found:
-            self._save("cursor", lambda path: path.write_text(f"{self.boot} {records[-1].sequence}\n"))
+            self.state.save("cursor", f"{self.boot} {records[-1].sequence}\n")
 
     def _judge(self, readings: Iterable[Reading]) -> None:
         remembered = self.memory
@@ -499,43 +499,19 @@ class NodeDaemon:
     def _cursor(self) -> int | None:
         """The last kernel record of this boot that was dealt with. Without one, only what is fresh is news:
         a line from long before us has been somebody's business already."""
-        boot, _, sequence = (self._text("cursor") or "").partition(" ")
+        boot, _, sequence = self.state.text("cursor").partition(" ")
         known = boot == self.boot and sequence.isdigit()
         self.news_since = 0.0 if known else time.time() - BACKLOG
         return int(sequence) if known else None
 
-    def _text(self, name: str) -> str | None:
-        try:
-            return (self.state_dir / name).read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            return None
-
-    def _saved(self, name: str) -> object:
-        try:
-            saved: object = json.loads(self._text(name) or "null")
-        except ValueError:
-            return None
-        return saved
-
-    def _save(self, name: str, write: Callable[[Path], object]) -> None:
-        """Whole or not at all. A disk that is full costs memory over a restart, nothing else."""
-        path = self.state_dir / name
-        draft = path.with_name(f".{name}")
-        try:
-            write(draft)
-            draft.replace(path)
-        except OSError as error:
-            log.error("%s: %s", path, error.strerror)
-
     def _save_memory(self, memory: rules.Memory) -> None:
         self.saved = time.monotonic()
-        self._save("memory.json", lambda path: path.write_text(json.dumps(memory)))
+        self.state.save("memory.json", json.dumps(memory))
 
     def _remember(self) -> None:
         self._save_memory(self.memory)
         if self.log and self.log.sequence >= 0:
-            sequence = self.log.sequence
-            self._save("cursor", lambda path: path.write_text(f"{self.boot} {sequence}\n"))
+            self.state.save("cursor", f"{self.boot} {self.log.sequence}\n")
 
 
 def _words(found: Finding) -> str:

@@ -1,12 +1,13 @@
 """Memory, disks, processes, services, the clock: what is read of a host, and what it means."""
 
+import json
 import os
 from pathlib import Path
 
 import nodes
 import pytest
 
-from slurm_health.baseline import Baseline, Expectations, begin, expect, learn, load, save
+from slurm_health.baseline import Baseline, Expectations, begin, expect, learn, plain, recall
 from slurm_health.host import Host
 from slurm_health.identity import PARTS
 from slurm_health.model import Reading, Report, Value
@@ -62,8 +63,7 @@ def test_errors_from_before_us_only_warn() -> None:
 
 def test_a_boot_starts_the_count_anew(tmp_path: Path) -> None:
     known, _ = learn(begin(Baseline(), "boot"), errors(3))
-    save(tmp_path / "baseline", known)
-    again = begin(load(tmp_path / "baseline"), "next")
+    again = begin(recall(json.loads(json.dumps(plain(known)))), "next")
     assert values(expect(again, Expectations(), errors(1)))["memory.ecc_risen", "mc0"] == 1
 
 

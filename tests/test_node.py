@@ -488,7 +488,7 @@ def test_rubbish_in_the_state_folder_costs_memory_alone(tmp_path: Path, rubbish:
 
 def test_a_state_folder_without_room_is_survived(here: NodeDaemon, caplog: pytest.LogCaptureFixture) -> None:
     for name in (".memory.json", ".cursor", ".baseline.json"):
-        (here.state_dir / name).mkdir()
+        (here.state.folder / name).mkdir()
     here._remember()
     here._judge([Reading("kernel.xid", "0000:5d:00.0", 79, "Xid 79", "b/9", time.time())])
     assert [one.code for one in here.compose().opened] == ["GPU_XID_79"]
@@ -608,7 +608,7 @@ def test_whose_job_an_event_was_is_told_to_the_rules(
 def test_what_counts_up_is_saved_now_and_then(here: NodeDaemon) -> None:
     row = {"reading": "x.count", "when": {"rises": 9}, "within": "1h", "severity": "warning", "text": "x"}
     here.book = rules.load([{"code": "OWN", **row}])
-    file = here.state_dir / "memory.json"
+    file = here.state.folder / "memory.json"
     here._judge([Reading("x.count", "d", 1)])
     here.saved -= SAVE
     here._beat(time.monotonic())
@@ -657,7 +657,7 @@ def test_what_an_admin_closes_ends_where_only_that_ends_it(here: NodeDaemon) -> 
     assert len(here.standing) == 2
     here._receipt(here.compose(), frozenset(), moments)
     assert [one.code for one in here.standing] == ["OTHER"]
-    assert "STICKY" not in (here.state_dir / "memory.json").read_text()
+    assert "STICKY" not in (here.state.folder / "memory.json").read_text()
     here._judge([Reading("a.b", "d|1", True)])  # it is still so
     assert [one.code for one in here.compose().opened] == ["STICKY"]
 

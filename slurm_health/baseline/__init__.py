@@ -5,7 +5,7 @@ a node learns, from healthy readings only, its GPUs (PCI address, UUID), its Inf
 and its NICs that had a carrier, and how fast they ran; its PCIe links, its memory, its disks, its clock. The
 site's configuration may say more (Expectations). A module for each kind of device.
 
-Pure, but for file.py.
+Pure.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from slurm_health.baseline import gpus, host, memory, nics, pcie, ports
-from slurm_health.baseline.facts import Baseline, Expectations, begin, by_device, forget
-from slurm_health.baseline.file import load, save
+from slurm_health.baseline.facts import Baseline, Expectations, begin, by_device, forget, plain, recall
 from slurm_health.model import Reading, Report
 
-__all__ = ["Baseline", "Expectations", "begin", "expect", "forget", "learn", "load", "save"]
+__all__ = ["Baseline", "Expectations", "begin", "expect", "forget", "learn", "plain", "recall"]
 
 
 def learn(baseline: Baseline, report: Report, sick: Iterable[str] = ()) -> tuple[Baseline, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from slurm_health.model import Reading, Value
 
@@ -62,6 +63,24 @@ class Baseline:
     memory: Devices = field(default_factory=dict)
     disks: Devices = field(default_factory=dict)
     clock: Devices = field(default_factory=dict)
+
+
+def plain(baseline: Baseline) -> dict[str, object]:
+    """A JSON value that `recall` reads."""
+    return {"boot": baseline.boot, **{kind: dict(getattr(baseline, kind)) for kind in KINDS}}
+
+
+def recall(saved: object) -> Baseline:
+    """What `plain` made; an empty baseline for what is torn or another program's."""
+    if not isinstance(saved, dict):
+        return Baseline()
+    # what earlier versions did not learn is not there
+    data: dict[str, Any] = {"pcie": {}, "memory": {}, "disks": {}, "clock": {}} | saved
+    try:
+        kinds = [{str(name): dict(facts) for name, facts in data[kind].items()} for kind in KINDS]
+        return Baseline(str(data["boot"]), *kinds)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Baseline()
 
 
 def begin(baseline: Baseline, boot: str) -> Baseline:
