@@ -29,6 +29,8 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
 _PAIR = re.compile(r'\s*([A-Za-z0-9_.]+)\s*([-*+/]?)=\s*(?:"([^"]*)"|(\S+))(?:\s|$)', re.ASCII)
 _INCLUDE = re.compile(r"\s*include\s", re.IGNORECASE)
+_INCLUDED = re.compile(r"\s*include\s+([^\s%*#]+)\s*(?:#.*)?", re.IGNORECASE)  # %c, %h: slurmd's to know
+_DEEPEST = 8  # files that include each other
 _KEYS = {"autodetect", "name", "nodename", "type", "count", "cpus", "cores", "link", "links", "flags"}
 _KEYS |= {"file", "files", "multiplefiles"}
 _HOSTLIST = re.compile(r"[\w.,\[\]-]+", re.ASCII)  # no operators, groups or wildcards of ClusterShell's own
@@ -68,15 +70,15 @@ def minors(
 ) -> dict[int, int] | None:
     """Ordinal -> device minor of this node's GPUs, or None where that is not certain.
 
-    `gres_conf` and `slurm_conf` are the texts of the files. Without slurm.conf, GPUs of several types are
-    not certain, and shards that only slurm.conf mentions are not noticed. `present` are the minors of all
+    `gres_conf` and `slurm_conf` are the files (see text). Without slurm.conf, GPUs of several types are not
+    certain, and shards that only slurm.conf mentions are not noticed. `present` are the minors of all
     GPUs in the order in which NVML lists them now, and must be what slurmd found at its start. It matters
     with AutoDetect only, which is not certain without it and slurm.conf. Map in the prolog and keep the
     answer: with AutoDetect slurmd has another list after its restart with a GPU lost.
 
     Not certain, too: MIG, MultipleFiles, files other than .../dev/nvidia<N>, no File, CountOnly, mps or
-    shard on the node (one GPU has several jobs then), Include, and whatever keeps slurmd from starting or
-    the node from being registered.
+    shard on the node (one GPU has several jobs then), an Include that is left, and whatever keeps slurmd from
+    starting or the node from being registered.
     """
     try:
         lines = _read(gres_conf, node)
@@ -104,6 +106,20 @@ def conf_path(slurm_conf: str = "") -> Path:
         if (folder / "slurm.conf").exists():
             return folder / "gres.conf"
     return _DEFAULT_FOLDER / "gres.conf"
+
+
+def text(path: Path) -> str:
+    """slurm.conf or gres.conf, with what it includes in its place: files of the folder of slurm.conf, where
+    they name no other (parse_config.c). OSError and UnicodeDecodeError as of any file."""
+    return _with_included(path, path.parent, _DEEPEST)
+
+
+def _with_included(path: Path, folder: Path, deep: int) -> str:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines):
+        if deep and (named := _INCLUDED.fullmatch(line)):
+            lines[number] = _with_included(folder / named[1], folder, deep - 1)
+    return "\n".join(lines)
 
 
 def _as_written(records: Sequence[_Record], configured: list[tuple[str, int]] | None) -> list[int] | None:

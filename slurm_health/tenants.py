@@ -66,9 +66,9 @@ class Tenants:
         conf = gres.conf_path(self._conf)
         try:
             return gres.minors(
-                conf.read_text(encoding="utf-8"),
+                gres.text(conf),
                 self._name,
-                conf.with_name("slurm.conf").read_text(encoding="utf-8"),
+                gres.text(conf.with_name("slurm.conf")),
                 list(self._gpus),
             )
         except (OSError, UnicodeDecodeError):

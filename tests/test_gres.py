@@ -284,3 +284,22 @@ def test_a_real_slurm_orders_the_same(sandbox: Sandbox) -> None:
     subprocess.run(job, env={**os.environ, **sandbox.env()}, check=True, timeout=60, capture_output=True)
     assert seen.read_text().split() == ["4"]  # the first of type a, whose minor is 3
     assert found[4] == 3
+
+
+def test_what_is_included_stands_in_its_place(tmp_path: Path) -> None:
+    files = {
+        "slurm.conf": "ClusterName=x\nInclude nodes.conf # ours\ninclude other/%c.conf\nPartitionName=p",
+        "nodes.conf": f"include {tmp_path}/other/more.conf",
+        "other/more.conf": "NodeName=n1 Gres=gpu:4",
+        "loop.conf": "Include loop.conf",
+        "torn.conf": "Include away.conf",
+    }
+    (tmp_path / "other").mkdir()
+    for name, said in files.items():
+        (tmp_path / name).write_text(said)
+    whole = gres.text(tmp_path / "slurm.conf")
+    assert whole == "ClusterName=x\nNodeName=n1 Gres=gpu:4\ninclude other/%c.conf\nPartitionName=p"
+    assert minors("AutoDetect=nvml\n", "n1", whole, [2, 0, 1, 3]) == {0: 2, 1: 0, 2: 1, 3: 3}
+    assert gres.text(tmp_path / "loop.conf") == "Include loop.conf"
+    with pytest.raises(FileNotFoundError):
+        gres.text(tmp_path / "torn.conf")

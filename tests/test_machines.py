@@ -367,6 +367,13 @@ def carried_away(root: Path) -> None:
     netdev(root, "wlp3s0", "", carrier="0")
 
 
+def moved(root: Path) -> None:
+    """Its host gave the machine another accelerated port, in another domain."""
+    gone(root, "sys/class/net/enP45814s1", "sys/bus/pci/devices/b2f6:00:02.0")
+    netdev(root, "enP9001s1", function(root, "2329:00:02.0", "0x020000"))
+    nodes.link(root, "sys/class/net/enP9001s1/master", "../eth0")
+
+
 def contained(interface: str) -> Callable[[Path], None]:
     def given(root: Path) -> None:
         """To a container: its network name space has the interface, the PCI bus still has the function."""
@@ -386,6 +393,7 @@ def contained(interface: str) -> Callable[[Path], None]:
         (gcp, contained("ens4")),
         (oracle, contained("ens5")),
         (azure, contained("eth0")),
+        (azure, moved),
     ],
     ids=[
         "crashkernel",
@@ -396,6 +404,7 @@ def contained(interface: str) -> Callable[[Path], None]:
         "virtio",
         "mlx4",
         "hyper-v",
+        "another accelerated port",
     ],
 )
 def test_what_is_no_fault(

@@ -74,9 +74,10 @@ def expect(known: Devices, expectations: Expectations, facts: Devices) -> Iterat
             yield Reading("nic.missing", device, False)
         elif "pci" in its and its["pci"] not in addresses and its["pci"] not in bus:
             gone = f"{its['pci']} is no longer on PCI"
-            # a virtual machine's host takes an accelerated port away for a while: the one over it goes on
+            # a virtual machine's host takes an accelerated port away for a while, and may bring another: the
+            # one over it goes on
             spared = nics.get(str(its.get("master")), {}).get("nic.carrier") is True
             yield Reading("nic.missing", device, not spared, gone)
-            yield Reading("nic.degraded", device, spared, gone)
+            yield Reading("nic.degraded", device, spared and its["master"] not in masters, gone)
     if wanted is not None:
         yield Reading("nic.missing", "", len(nics) < wanted, f"{len(nics)} of {wanted} network ports")
