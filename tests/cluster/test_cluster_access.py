@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 # The command line as an ordinary user, who need not be able to read the tests' interpreter.
 AS_NOBODY = """
 import os, sys
-from slurm_health import cli, client, config, text, wire, duration
+from slurm_health import cli, client, config, text, signing, wire, duration
 import encodings.idna
 signing.Munge()
 loaded = config.load()
