@@ -350,6 +350,26 @@ def test_the_holder_of_the_gpu_is_touched(
     assert policy.touch.touched(incident(), [card]) == ([card] if expected else [])
 
 
+@pytest.mark.parametrize(
+    ("ended", "started", "gone", "jobs"),
+    [
+        (T - 1, T - 1, 0.0, [8]),
+        (T - 1, T - 1, T, [8]),
+        (T - 1, T, 0.0, [7, 8]),  # in that second the one may have died of it, and the other come
+        (T, T - 1, 0.0, [7, 8]),  # both had it
+        (T - 1, T - 1, T - 1, [7, 8]),  # neither had it
+        (0.0, T - 1, 0.0, [7, 8]),
+    ],
+)
+def test_who_had_left_before_another_came_is_not_touched(
+    ended: float, started: float, gone: float, jobs: list[int]
+) -> None:
+    before = Card(7, 0, devices=(GPU,), started=T - 60, ended=ended)
+    after = Card(8, 0, devices=(GPU,), started=started, ended=gone)
+    found = policy.touch.touched(incident(since=T + 0.5), [before, after])
+    assert [card.job for card in found] == jobs
+
+
 @pytest.mark.parametrize(("ended", "expected"), [(0, True), (T, True), (T - 2, True), (T - 3, False)])
 def test_a_fault_of_the_node_touches_all_that_were_there(ended: float, expected: bool) -> None:
     assert policy.touch.hurt(incident(since=T + 0.9), Job(7, "7", "FAILED", ended=ended)) is expected

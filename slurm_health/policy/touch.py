@@ -9,6 +9,7 @@ from slurm_health.model import Card, Hurt, Incident, Job
 
 DIES_WITHIN = 120.0  # seconds after the first evidence in which a job's death counts as the fault's
 SLACK = 2.0  # Slurm's times are whole seconds, and a link's fault is seen up to a second late
+CARD = 1.0  # the times of a card are seconds without their fraction
 # What a job may have broken itself: only who holds the device is touched (of PCIe devices GPUs are held).
 DEVICE_CODES = ("GPU_", "NVSWITCH_", "PCIE_")
 SUSPECTS = 2  # nodes that a job may break the same way before it is held and the next one left alone
@@ -25,7 +26,8 @@ def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
     job's runs the last one comes last.
 
     A driver or an NVSwitch is broken for all who hold a GPU. A GPU that cannot be named touches nobody for
-    sure, and a card whose devices are not known is not guessed at.
+    sure, and a card whose devices are not known is not guessed at. Nor does a fault touch who had left before
+    another came, and that one had the device when it broke.
     """
 
     def holds(card: Card) -> bool:
@@ -35,7 +37,11 @@ def touched(incident: Incident, cards: Iterable[Card]) -> list[Card]:
             return bool(card.devices)
         return incident.device in card.devices
 
-    return sorted(filter(holds, present(incident, cards)), key=lambda card: card.restarts)
+    held = list(filter(holds, present(incident, cards)))
+    sure = incident.since - CARD
+    here = [card.started for card in held if card.started <= sure and not 0 < card.ended <= sure]
+    came = max(here, default=0.0)
+    return sorted((card for card in held if not 0 < card.ended <= came), key=lambda card: card.restarts)
 
 
 def present(incident: Incident, cards: Iterable[Card]) -> list[Card]:
