@@ -53,7 +53,6 @@ LINK_DEADLINE = 5.0
 PROCESS_DEADLINE = 5.0
 HOST_DEADLINE = 30.0
 SETTLES = 120.0  # seconds after a boot in which links may still train, and subnet managers look for them
-TRAINING = {"infiniband.down", "infiniband.missing", "nic.down", "nic.degraded", "nic.missing"}
 STUCK = 120.0  # seconds after which a probe that is still out is a finding
 SAVE = 60.0  # seconds between savings of what counts up within windows
 TICK = 1.0
@@ -350,8 +349,8 @@ class NodeDaemon:
             log.info("%s", note)
         known, self.baseline = self.baseline, learned
         readings = baseline.expect(learned, self.expectations, report)
-        if time.monotonic() < self.settled:
-            readings = tuple(one for one in readings if one.name not in TRAINING or one.value is not True)
+        if report.probe in self.links and time.monotonic() < self.settled:
+            readings = tuple(one for one in readings if not _of_training(one))
         self._judge(readings)
         if learned is not known:  # saved last: what is said once, a GPU swapped, is said again after a crash
             self.state.save("baseline.json", json.dumps(baseline.plain(learned), indent=1), synced=True)
@@ -516,6 +515,13 @@ class NodeDaemon:
 
 def _words(found: Finding) -> str:
     return f"{found.code}({found.device}) {found.text}"
+
+
+def _of_training(one: Reading) -> bool:
+    """Whether a link that trains shows it: it is not up yet, or counts what it met on its way."""
+    return (one.value is True and one.name.endswith((".down", ".degraded", ".missing"))) or type(
+        one.value
+    ) is int
 
 
 def _sendable(found: Finding) -> Finding:

@@ -90,6 +90,14 @@ def test_a_number_in_the_configuration(known: Baseline) -> None:
     assert facts(None, gpus(1, 2, 3), eight)["gpu.missing", ""] is False
 
 
+def test_a_gpu_that_a_virtual_machine_has_is_not_the_one_that_is_missing() -> None:
+    seen = gpus(1, 3, bus=(0, 1, 2, 3))
+    given = Reading("gpu.kernel_driver", "0000:00:00.0", "vfio-pci")
+    report = Report("gpu", (*seen.readings, given))
+    assert missing(None, report, Expectations(gpus=2)) == set()
+    assert missing(None, report, Expectations(gpus=3)) == {"0000:02:00.0"}
+
+
 def test_a_gpu_replaced_over_a_reboot_is_learned(known: Baseline) -> None:
     new = gpus(1, 2, 3, uuid="GPU-new")
     same_boot, notes = learn(known, Report("gpu", gpus(2, uuid="GPU-new").readings))

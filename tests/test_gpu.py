@@ -136,6 +136,12 @@ def test_a_healthy_node(worker: Worker) -> None:
     )
 
 
+@pytest.mark.parametrize("limit", [8, 4294967288])
+def test_a_limit_that_is_no_temperature_is_none(machine: Machine, worker: Worker, limit: int) -> None:
+    machine.set(f"set 1 shutdown {limit}", f"set 1 slowdown {limit}", f"set 1 memory-limit {limit}")
+    assert not {name for name, device in facts(get(worker)) if "_margin" in name and device == GPUS[1]}
+
+
 def test_memory_that_linux_shares_is_not_told_as_in_use(machine: Machine, worker: Worker) -> None:
     machine.set("set 0 addressing 2", "set 0 memory-used 2147483648", "set 0 virtualization 1")
     seen = facts(get(worker))

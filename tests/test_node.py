@@ -674,24 +674,22 @@ def test_a_lost_gpu_is_named_over_a_restart(tmp_path: Path) -> None:
         assert found.hardware == {"uuid": "GPU-9a", "serial": "1650", "minor": 3, "pci": gpu}
 
 
-@pytest.mark.parametrize(("seconds", "found"), [("60.5 100.0", 0), ("3600.1 1.0", 1), ("nan", 1), ("", 1)])
+@pytest.mark.parametrize(("seconds", "found"), [("60.5 100.0", 0), ("3600.1 1.0", 2), ("nan", 2), ("", 2)])
 def test_links_may_train_after_a_boot(tmp_path: Path, seconds: str, found: int) -> None:
-    state = [Reading("infiniband.listed", "", 1), Reading("infiniband.phys_state", "mlx5_0/1", "LinkUp")]
-    up = [
-        *state,
-        Reading("infiniband.state", "mlx5_0/1", "ACTIVE"),
-        Reading("infiniband.rate", "mlx5_0/1", 400),
-    ]
-    down = [*state, Reading("infiniband.state", "mlx5_0/1", "INIT")]
+    def port(state: str, errors: int) -> Report:
+        facts = {"state": state, "phys_state": "LinkUp", "rate": 400, "symbol_error": errors}
+        said = [Reading(f"infiniband.{name}", "mlx5_0/1", value) for name, value in facts.items()]
+        return Report("infiniband", (Reading("infiniband.listed", "", 1), *said))
+
     for made in daemon_in(tmp_path, ""):
-        made._report(Report("infiniband", tuple(up)))
+        made._report(port("ACTIVE", 0))
         root = made.host.root
     (root / "proc").mkdir(exist_ok=True)
     (root / "proc/uptime").write_text(seconds)
     for again in daemon_in(tmp_path, ""):
-        again._report(Report("infiniband", tuple(down)))
-        again.epoch += 10  # it has lasted
-        again._report(Report("infiniband", tuple(down)))
+        for errors in (0, 60000, 60000):
+            again._report(port("INIT", errors))
+            again.epoch += 10  # it has lasted
         assert len(again.standing) == found
 
 

@@ -125,7 +125,9 @@ def expect(
     short = 0 if wanted is None else wanted - len(answering)
     if short > len(gone):
         silent = [
-            device for device, seen in facts.items() if seen.get("gpu.on_pci") and device not in answering
+            device
+            for device, seen in facts.items()
+            if seen.get("gpu.on_pci") and device not in answering and not _given_away(seen)
         ]
         for device in silent:
             if len(gone) < short and device not in gone:
@@ -158,6 +160,11 @@ def expect(
         yield from _pcie(device, seen, its)
         yield from _make(device, seen, its, expectations)
         yield from _drift(device, seen, its, like, facts.get("", {}).get("gpu.driver_version"))
+
+
+def _given_away(seen: Facts) -> bool:
+    """To a virtual machine, or nouveau: another driver than NVIDIA's has it."""
+    return seen.get("gpu.kernel_driver", "nvidia") != "nvidia"
 
 
 def _nvlinks(device: str, seen: Facts, its: Facts, like: list[Facts]) -> Iterator[Reading]:

@@ -15,6 +15,7 @@ Field = int | tuple[int, int]  # NVML_FI_DEV_*, and the link where it is one of 
 SLOW = 4  # passes between looks at what hardly changes, and at what costs a question for each link
 PROCESSES = 64  # of one GPU: 48 clients are the most that MPS lets share it
 BLANK = {2**32 - 1, 2**64 - 1}  # all ones: NVML's "not available"
+CELSIUS = range(60, 131)  # of a board's limits: what is outside is no temperature (or relative: T.Limit)
 GPU_SENSOR = 0  # NVML_TEMPERATURE_GPU
 SHUTDOWN, SLOWDOWN, MEMORY_MAX = 0, 1, 2  # NVML_TEMPERATURE_THRESHOLD_*
 # nvmlClocksEventReasons. The others are the load's or an admin's: idle, clocks set, power cap, sync boost
@@ -183,7 +184,7 @@ class Board:
             name: self._ask("nvmlDeviceGetTemperatureThreshold", which)
             for name, which in (("shutdown", SHUTDOWN), ("slowdown", SLOWDOWN), ("memory", MEMORY_MAX))
         }
-        self.limits = {name: limit for name, limit in fixed.items() if limit}
+        self.limits = {name: limit for name, limit in fixed.items() if limit in CELSIUS}
         for name, which in (("margin shutdown", SHUTDOWN_LIMIT), ("margin slowdown", SLOWDOWN_LIMIT)):
             if which in relative:
                 self.limits[name] = relative[which]
