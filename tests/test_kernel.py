@@ -166,6 +166,16 @@ def test_a_program_name_cannot_turn_a_harmless_nvlink_error_into_a_fatal_one(nam
     assert event.value == 145
 
 
+@given(st.text(max_size=15))
+def test_no_program_name_hides_an_xid(name: str) -> None:
+    text = f"NVRM: Xid (PCI:0000:3b:00): 79, pid=7, name={name}, GPU has fallen off the bus."
+    assert parse_message(text) == Event("kernel.xid", "0000:3b:00.0", 79, 7)
+    text = f"NVRM: Xid (PCI:0000:3b:00): 154, pid=7, name={name}, " + (
+        "GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)"
+    )
+    assert parse_message(text) == Event("kernel.xid", "0000:3b:00.0", 154, 7, "drain_and_reset")
+
+
 @pytest.mark.parametrize("name", ["A Fatal XC0 i0", "x, A Fatal XC0", ", A Fatal XC0 ", "a, B Fatal XC0 "])
 def test_names_that_try_to_be_fatal(name: str) -> None:
     text = (
