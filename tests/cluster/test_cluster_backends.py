@@ -16,7 +16,7 @@ import pytest
 from slurm_health.sandbox.cluster import Sandbox
 from slurm_health.slurm import Rejected, Unreachable
 from slurm_health.slurm.api import reach
-from slurm_health.slurm.scontrol import Commands
+from slurm_health.slurm.scontrol import Commands, hostlist
 
 pytestmark = pytest.mark.cluster
 
@@ -132,6 +132,20 @@ async def same(first, second):
             assert said == before
             return said
     raise AssertionError(f"never still: {before} {after}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["rack1-node01", "rack2-node01"],
+        ["gpu01-ib", "gpu02-ib", "gpu02", "login"],
+        ["n1", "n01", "n001", "n2"],
+        ["r1n2s3", "r1n2s4", "r2n2s3"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_this_slurm_reads_the_names_as_we_fold_them(plain, names):
+    assert set(plain.ask("scontrol", "show", "hostnames", hostlist(names)).split()) == set(names)
 
 
 @both
