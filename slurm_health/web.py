@@ -24,12 +24,12 @@ from typing import Any
 from aiohttp import web
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-from slurm_health import __version__, connections, signing, silence, story, systemd, wire
+from slurm_health import connections, signing, story, systemd, wire
 from slurm_health.config import Config
 from slurm_health.connections import Connection, Register
 from slurm_health.controller import Controller, running
 from slurm_health.ledger import Ledger, LedgerError
-from slurm_health.model import Node, Severity
+from slurm_health.overview import LISTING, overview
 from slurm_health.slurm import SlurmError
 from slurm_health.standby import Standby
 
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 ADDRESSES = 300.0  # seconds that a resolved node address is believed
 RESOLVE = 2.0  # seconds that one may take to be resolved
-LISTING = 1000  # incidents in one answer
 SMALL = 1 << 16  # bytes of a body that needs no room made for it
 LARGE = 8  # larger bodies in memory at a time
 CHECKS = 1000  # credentials waiting to be checked
@@ -338,65 +337,7 @@ class Door:
         except SlurmError as error:
             nodes, slurm = {}, str(error)
         heard = {name: at for name, (at, _) in controller.reported.items()}
-        return await self._json(self._status, nodes, slurm, heard)
-
-    def _status(self, nodes: dict[str, Node], slurm: str, heard: dict[str, float]) -> dict[str, Any]:
-        now = time.time()
-        controller, config = self.controller, self.controller.config
-        many, worst, incidents = self.ledger.outlook(LISTING)
-        by_node: dict[str, list[Any]] = {}
-        for one in incidents:
-            by_node.setdefault(one.node, []).append(one)
-        silent = sorted(name for name in nodes if now - heard.get(name, controller.began) > silence.SILENT)
-        if silent:
-            worst = max(worst, Severity.WARNING)
-        out = {row.name: row for row in self.ledger.out_by_us()}
-        troubled = sorted({*by_node, *out})
-        return {
-            "controller": {"version": __version__, "address": self.standby.address, "mode": config.mode},
-            "slurm": {
-                "backend": getattr(controller.slurm, "name", ""),
-                "why": getattr(controller.slurm, "why", ""),
-                "trouble": slurm,
-            },
-            "ledger": {
-                "url": self.ledger.url.render_as_string(),
-                "trouble": self.ledger.trouble,
-                "aside": str(self.ledger.aside or ""),
-            },
-            "notify": controller.notify.trouble,
-            "worst": str(worst),
-            "nodes": len(nodes),
-            "reporting": len(nodes) - len(silent),
-            "silent": str(NodeSet.fromlist(silent)),
-            "drained": str(NodeSet.fromlist(list(out))),
-            "pauses": [
-                {"nodes": row.nodes, "until": story.iso(row.ends), "reason": row.reason, "by": row.by}
-                for row in self.ledger.pauses(now)
-            ],
-            "open_incidents": many,
-            "troubled": [
-                {
-                    "node": name,
-                    "drained": out[name].reason if name in out else "",
-                    "refusing": bool(controller.decisions.of(name).refuse),
-                    "incidents": [
-                        {
-                            "id": one.id,
-                            "code": one.code,
-                            "device": one.device,
-                            "severity": str(one.severity),
-                            "text": one.text,
-                            "since": story.iso(one.since),
-                            "held": one.held,
-                            "acknowledged": story.iso(one.acknowledged),
-                        }
-                        for one in by_node.get(name, [])
-                    ],
-                }
-                for name in troubled
-            ],
-        }
+        return await self._json(overview, controller, self.standby.address, nodes, slurm, heard)
 
     async def incidents(self, request: web.Request) -> web.Response:
         query = request.query

@@ -107,19 +107,8 @@ def test_probes_know_no_opinion_no_slurm_and_no_ledger(module: str) -> None:
 
 # The controller and what it is made of.
 SEAT = (
-    *(
-        "controller",
-        "inventory",
-        "decisions",
-        "drain",
-        "rescue",
-        "owner",
-        "place",
-        "turns",
-        "fence",
-        "silence",
-    ),
-    *("standby", "web"),
+    *("controller", "inventory", "decisions", "drain", "rescue", "owner", "place", "turns", "fence"),
+    *("silence", "standby", "overview", "web"),
 )
 
 
@@ -146,7 +135,7 @@ def test_nobody_imports_a_daemon_or_the_command_line(module: str) -> None:
     short = module.removeprefix("slurm_health.")
     if short in below("cli") or short == "__main__":
         return
-    allowed = {"controller"} if short == "web" else set()
+    allowed = {"controller"} if short in ("web", "overview") else set()
     assert ours(module) & DOORS <= allowed
 
 
@@ -169,7 +158,7 @@ LIBRARIES = {
     "pyslurm": {"slurm.worker"},
     "psutil": below("sandbox"),
     "ClusterShell": {
-        *("config", "expected", "rescue", "owner", "place", "web", "gres", "slurm.scontrol"),
+        *("config", "expected", "overview", "rescue", "owner", "place", "web", "gres", "slurm.scontrol"),
         "sandbox.demo",
     },
 }
