@@ -90,11 +90,9 @@ class Rescue:
                 if one.job is Urgency.NONE or now - max(one.opened, fault.drained) > policy.touch.DIES_WITHIN:
                     continue
                 recent.append((fault, one))
+                ids |= {card.job for card in policy.touch.cards_of(one, fault.cards)}
                 if policy.touch.everyones(one):
                     wide.add(fault.node)
-                    ids |= {card.job for card in policy.touch.present(one, fault.cards)}
-                else:
-                    ids |= {card.job for card in policy.touch.touched(one, fault.cards)}
         jobs = await self.slurm.jobs(ids)
         there = await self.slurm.jobs_on(wide) if wide else []
         news = False
@@ -102,25 +100,8 @@ class Rescue:
             for node, card in refused:  # first: whoever refuses a job must also release it
                 news |= self._note_refused(node, card, jobs.get(card.job))
             for fault, one in recent:
-                if policy.touch.everyones(one):
-                    found = [
-                        (job, job.restarts, "")
-                        for job in there
-                        if fault.node in job.nodes and policy.touch.hurt(one, job)
-                    ] + [
-                        (jobs[card.job], card.restarts, "")
-                        for card in policy.touch.present(one, fault.cards)
-                        if card.job in jobs and policy.job.held_back(jobs[card.job], card)
-                    ]
-                else:
-                    held = {card.job: card for card in policy.touch.touched(one, fault.cards)}
-                    found = [
-                        (jobs[number], card.restarts, _folded(card.ranks.get(one.device, ())))
-                        for number, card in held.items()
-                        if number in jobs and jobs[number].restarts >= card.restarts
-                    ]
-                for job, restarts, ranks in found:
-                    news |= self._note_touched(fault, one, job, restarts, ranks)
+                for job, restarts, ranks in policy.touch.runs(one, fault.cards, jobs, there):
+                    news |= self._note_touched(fault, one, job, restarts, _folded(ranks))
         if news:
             self.wake()
 

@@ -424,6 +424,38 @@ def test_a_link_or_the_host_is_everyones(code: str) -> None:
     assert policy.touch.everyones(incident(code=code, device="mlx5_4/1"))
 
 
+@pytest.mark.parametrize(
+    ("cards", "restarts", "expected"),
+    [
+        ([Card(7, 0, devices=(GPU,), ranks={GPU: (3, 4)})], 0, [(0, (3, 4))]),
+        ([Card(7, 1, devices=(GPU,)), Card(7, 0, devices=(GPU,))], 1, [(1, ())]),
+        ([Card(7, 0, devices=(GPU,))], 1, [(0, ())]),
+        ([Card(7, 1, devices=(GPU,))], 0, []),
+        ([Card(7, 0, devices=(OTHER,))], 0, []),
+        ([Card(8, 0, devices=(GPU,))], 0, []),
+    ],
+    ids=["with its ranks", "the last run", "requeued since", "another job", "elsewhere", "forgotten"],
+)
+def test_of_a_device_the_runs_that_held_it(
+    cards: list[Card], restarts: int, expected: list[tuple[int, tuple[int, ...]]]
+) -> None:
+    known = {7: Job(7, "7", "RUNNING", restarts=restarts)}
+    there = [Job(9, "9", "RUNNING", nodes=("n1",))]
+    found = policy.touch.runs(incident(), cards, known, there)
+    assert found == [(known[7], number, ranks) for number, ranks in expected]
+
+
+def test_of_a_node_the_runs_that_slurm_lists_there_and_those_that_are_held() -> None:
+    link = incident(code="IB_PORT_DOWN", device="mlx5_4/1")
+    here = Job(1, "1", "RUNNING", restarts=2, nodes=("n1", "n2"))
+    elsewhere, before = replace(here, id=2, nodes=("n2",)), replace(here, id=3, ended=T - 60)
+    state, reason = policy.touch.NOT_EXPEDITED
+    held = Job(4, "4", state, reason=reason, restarts=1)
+    cards = [Card(4, 0, ended=T), Card(5, 0)]
+    found = policy.touch.runs(link, cards, {4: held}, [here, elsewhere, before])
+    assert found == [(here, 2, ()), (held, 0, ())]
+
+
 # -- the life of a victim
 
 
@@ -584,7 +616,7 @@ def test_a_job_that_slurm_runs_again_at_once_is_followed(state: str) -> None:
 
 
 def test_a_job_that_was_to_be_expedited_and_is_held_is_released_once() -> None:
-    state, reason = policy.job.NOT_EXPEDITED
+    state, reason = policy.touch.NOT_EXPEDITED
     held = job(state, restarts=1, reason=reason, nodes=())
     assert treat(victim(), held) == Release()
     assert treat(victim(), held, may=False) == Wait()
@@ -592,9 +624,9 @@ def test_a_job_that_was_to_be_expedited_and_is_held_is_released_once() -> None:
     for other in (replace(held, reason="launch failure limit exceeded requeued held"), pending(reason, 0.0)):
         assert treat(victim(), other) == Settle("requeued by somebody else")
     of_this_run = Card(7, 0, ended=T + 1)
-    assert policy.job.held_back(held, of_this_run)
-    assert not policy.job.held_back(held, replace(of_this_run, restarts=1))
-    assert not policy.job.held_back(pending(reason, 0.0), of_this_run)
+    assert policy.touch.held_back(held, of_this_run)
+    assert not policy.touch.held_back(held, replace(of_this_run, restarts=1))
+    assert not policy.touch.held_back(pending(reason, 0.0), of_this_run)
 
 
 # a fault that lets it live, but not for long

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slurm_health.model import Card, Job, Urgency, Victim, Wish
+from slurm_health.model import Job, Urgency, Victim, Wish
 from slurm_health.policy.queue import waits
-from slurm_health.policy.touch import DIES_WITHIN, SLACK
+from slurm_health.policy.touch import DIES_WITHIN, NOT_EXPEDITED, SLACK
 
 CONFIRM = 1.0  # a batch step that runs this long was launched (a revoked credential fails it at once)
 LAUNCHES_WITHIN = 30.0  # of a launch that Slurm finds failed: slurmd waits 20 s for a prolog (22.05, req.c)
 LAUNCHES = 2  # times that a launch of ours which failed at once is tried again
 # squeue's Reason of a job that a failed prolog sent back (job_reason_string, Slurm 22.05 to 26.05).
 HELD_BY_PROLOG = "launch failed requeued held"
-# ... and its state and Reason when it was to be expedited, exited non-zero, and no epilog failed.
-NOT_EXPEDITED = ("REQUEUE_HOLD", "job requeued in held state")
 LIVE = frozenset({"RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 DIED = frozenset({"FAILED", "NODE_FAIL"})
 # squeue shows COMPLETING whatever a job will be next; with one of these reasons it will be FAILED or
@@ -214,11 +212,6 @@ def launch_failed(victim: Victim, job: Job) -> bool:
 
 def _held_by_prolog(job: Job) -> bool:
     return job.state == "PENDING" and not job.completing and job.reason == HELD_BY_PROLOG
-
-
-def held_back(job: Job, card: Card) -> bool:
-    """Whether the job died in the run of this card and was held: it shows no node any more."""
-    return job.restarts == card.restarts + 1 and (job.state, job.reason) == NOT_EXPEDITED
 
 
 def holds_on(job: Job) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from slurm_health.model import Card, Hurt, Incident, Job
 
@@ -14,6 +14,8 @@ CARD = 1.0  # the times of a card are seconds without their fraction
 DEVICE_CODES = ("GPU_", "NVSWITCH_", "PCIE_")
 SUSPECTS = 2  # nodes that a job may break the same way before it is held and the next one left alone
 SUSPECT = "suspect job: "  # how it is noted that a node is left alone
+# squeue's state and Reason of a job that was to be expedited, exited non-zero, and no epilog failed.
+NOT_EXPEDITED = ("REQUEUE_HOLD", "job requeued in held state")
 
 
 def everyones(incident: Incident) -> bool:
@@ -52,6 +54,39 @@ def present(incident: Incident, cards: Iterable[Card]) -> list[Card]:
 def hurt(incident: Incident, job: Job) -> bool:
     """Whether a fault of the whole node touches this job that Slurm lists on it."""
     return not job.ended or job.ended >= math.floor(incident.since) - SLACK
+
+
+def held_back(job: Job, card: Card) -> bool:
+    """Whether the job died in the run of this card and was held: it shows no node any more."""
+    return job.restarts == card.restarts + 1 and (job.state, job.reason) == NOT_EXPEDITED
+
+
+def cards_of(incident: Incident, cards: Iterable[Card]) -> list[Card]:
+    """The cards of the jobs that it may touch."""
+    return present(incident, cards) if everyones(incident) else touched(incident, cards)
+
+
+Run = tuple[Job, int, tuple[int, ...]]  # a job, its restart count then, its ranks on the device
+
+
+def runs(
+    incident: Incident, cards: Iterable[Card], known: Mapping[int, Job], there: Iterable[Job]
+) -> list[Run]:
+    """The runs that the fault touched. `known` are the cards' jobs, by number; `there` are those that Slurm
+    lists on the node, where the fault is everyone's."""
+    cards = [card for card in cards_of(incident, cards) if card.job in known]
+    if everyones(incident):
+        listed = [job for job in there if incident.node in job.nodes and hurt(incident, job)]
+        held: list[Run] = [
+            (known[card.job], card.restarts, ()) for card in cards if held_back(known[card.job], card)
+        ]
+        return [(job, job.restarts, ()) for job in listed] + held
+    last = {card.job: card for card in cards}
+    return [
+        (known[card.job], card.restarts, card.ranks.get(incident.device, ()))
+        for card in last.values()
+        if known[card.job].restarts >= card.restarts
+    ]
 
 
 def broke(hurts: Iterable[Hurt], progress: float) -> tuple[str, ...]:
