@@ -45,6 +45,19 @@ def test_one_that_has_ended_says_nothing(tmp_path: Path) -> None:
     assert seen(tmp_path, on(99)) == {}
 
 
+@pytest.mark.parametrize(
+    ("daemon", "owner", "told"),
+    [("nvidia-cuda-mps", 0, False), ("nvidia-cuda-mps", 1000, True), ("systemd", 0, True)],
+)
+def test_the_machines_own_mps_server_is_nobodys(tmp_path: Path, daemon: str, owner: int, told: bool) -> None:
+    """docs.nvidia.com/deploy/mps: the control daemon starts it, as the user of the first client."""
+    for pid, above, name, uid in ((7, 1, daemon, owner), (99, 7, "nvidia-cuda-mps", 1000)):
+        show(tmp_path, pid, "", uid)
+        status = tmp_path / f"proc/{pid}/status"
+        status.write_text(status.read_text().replace("python3", name) + f"PPid:\t{above}\n")
+    assert bool(seen(tmp_path, on(99))) is told
+
+
 @pytest.mark.parametrize("job", ["", "x", "-1", "4711;", "٤٧", "9" * 30])
 def test_a_garbled_job_is_none(tmp_path: Path, job: str) -> None:
     show(tmp_path, 99, f"SLURM_JOB_ID={job} SLURM_PROCID={job}")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from slurm_health.host import Host
 from slurm_health.model import Reading
 
+MPS = "nvidia-cuda-mps"  # nvidia-cuda-mps-server and -control, as far as the kernel keeps a name
 MOST = 128  # processes that one look reads; 8 GPUs with a rank each are 8
 
 
@@ -19,15 +20,18 @@ def process(host: Host, running: Iterable[Reading]) -> Iterator[Reading]:
     where its environment says so `process.job` (SLURM_JOB_ID) and `process.rank` (SLURM_PROCID, 0 for the
     job's first task). Device and pid are those of the `gpu.process`.
 
-    The environment is the user's to write: who uses it compares the uid with the job's.
+    The environment is the user's to write: who uses it compares the uid with the job's. A server of NVIDIA's
+    MPS is left out where root's daemon started it: it runs as the user who came first, and stays.
     """
     for one in list(running)[:MOST]:
         folder = f"proc/{one.pid}"
-        lines = (host.text(f"{folder}/status") or "").splitlines()
-        status = dict(line.partition(":")[::2] for line in lines)
-        uid = _number(status.get("Uid", "").split("\t")[1:2])
+        status, uid = _status(host, folder)
         if uid is None:
             continue  # it has ended, or its number is of another pid namespace
+        if status.get("Name", "").strip() == MPS:
+            above, owner = _status(host, f"proc/{status.get('PPid', '').strip()}")
+            if above.get("Name", "").strip() == MPS and owner == 0:
+                continue
         environment = dict(
             entry.partition("=")[::2] for entry in (host.text(f"{folder}/environ") or "").split("\0")
         )
@@ -38,6 +42,13 @@ def process(host: Host, running: Iterable[Reading]) -> Iterator[Reading]:
             yield Reading("process.job", one.device, job, pid=one.pid)
         if rank is not None:
             yield Reading("process.rank", one.device, rank, pid=one.pid)
+
+
+def _status(host: Host, folder: str) -> tuple[dict[str, str], int | None]:
+    """What a process's status says, and its real uid, None where it does not say."""
+    lines = (host.text(f"{folder}/status") or "").splitlines()
+    status = dict(line.partition(":")[::2] for line in lines)
+    return status, _number(status.get("Uid", "").split("\t")[1:2])
 
 
 def _number(words: list[str]) -> int | None:
