@@ -58,6 +58,7 @@ _DISKS = tuple(
             r"recoverable transport|timeout|protection|device offline) "
             rf"error, dev ({DISK}), sector \d+{ANY}*",
         ),
+        ("io", rf"{_ARRAY}(?:{DISK}: )?unrecoverable I/O read error for block \d+"),
         # taken away, be it by its admin (SDEV_DEL)
         ("io", rf"sd \d+:\d+:\d+:\d+: (?:\[({DISK})\] )?(?:tag#\d+ )?rejecting I/O to dead device"),
         ("io", rf"Buffer I/O error on dev(?:ice)? ({DISK}), logical block \d+(?:, [a-z ]+)?"),
@@ -87,6 +88,8 @@ _FILESYSTEMS = tuple(
         ),
         ("error", rf"(?:EXT[234]-fs|XFS|BTRFS)(?: {_ON})?: I/O error while writing superblock"),
         ("error", rf"EXT[234]-fs error \(device ({DISK})\)(?::| in) {ANY}+"),
+        ("error", rf"EXT4-fs warning \(device ({DISK})\): ext4_end_bio:\d+: I/O error {ANY}+"),
+        ("error", rf"EXT4-fs {_ON}: failed to convert unwritten extents to written extents -- {ANY}+"),
         ("error", rf"EXT[234]-fs {_ON}: previous I/O error to superblock detected"),
         ("error", rf"Aborting journal on device ({DISK}?)(?:-\d+)?\."),
         (
@@ -113,7 +116,7 @@ _FILESYSTEMS = tuple(
     )
 )
 # for want of space (ENOSPC) or of memory
-_FULL = grammar(rf"BTRFS{ANY}*errno=-28\b{ANY}*|{ANY}*(?:\berror -?28|: Out of memory)")
+_FULL = grammar(rf"BTRFS{ANY}*errno=-28\b{ANY}*|{ANY}*(?:\berror -?28\)?|: Out of memory)")
 
 
 def disk(text: str) -> Event | None:
