@@ -157,9 +157,9 @@ class Bench:
         self._heal(node, fault["at"])
 
     def _story(self, node: str, since: float) -> dict[str, Any]:
-        """The incident of this fault."""
+        """The incident of this fault: the first that was seen since then."""
         rows = ask(self.config, "GET", f"/v1/incidents?node={node}&all=1&limit=3")
-        return next((row for row in rows if moment(row["seen"]) >= since - 1), {})
+        return next((row for row in reversed(rows) if moment(row["seen"]) >= since - 1), {})
 
     def _heal(self, node: str, since: float) -> None:
         """The admin's part. The node counts as back when the controller has noticed, too."""
