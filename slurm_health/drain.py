@@ -266,7 +266,7 @@ class Drains:
             for card in holders:
                 if card.ended and card.ended < one.seen - policy.touch.SLACK:
                     continue  # the last evidence came after it
-                fault = Hurt(case.name, one.code, card.started, one.since)
+                fault = Hurt(case.name, one.code, card.restarts, card.started, one.since)
                 if what := self.rescue.suspect(card.job, fault):
                     why = f"{policy.touch.SUSPECT}{card.job} {what}"
                     break

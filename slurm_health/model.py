@@ -227,12 +227,13 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Hurt:
-    """A fault that a run of a job met: where, which, when the run had begun (0 where that is not known) and
-    when the fault came.
+    """A fault that a run of a job met: where, which, the run's restart count, when the run had begun (0 where
+    that is not known) and when the fault came.
     """
 
     node: str
     code: str
+    run: int
     began: float
     since: float
 

@@ -272,8 +272,8 @@ def test_the_faults_that_each_run_of_a_job_met(ledger: Ledger) -> None:
     touch(ledger, second, restarts=2, refused=T + 60)  # turned away: it met nothing
     touch(ledger, second, job=8)
     assert ledger.hurts(7, T + 100) == [
-        Hurt("n1", XID.code, T - 60, first.since),
-        Hurt("n2", XID.code, T + 20, second.since),
+        Hurt("n1", XID.code, 0, T - 60, first.since),
+        Hurt("n2", XID.code, 1, T + 20, second.since),
     ]
     assert ledger.hurts(7, T + 100 + LIFE) == []
 

@@ -397,7 +397,8 @@ def test_a_fault_of_gpus_touches_who_surely_holds_them(code: str, device: str, j
 
 
 def hurt(node: str, began: float, since: float, code: str = "GPU_XID_79") -> Hurt:
-    return Hurt(node, code, T + began, T + since)
+    """Of a run that is told from others by when it began."""
+    return Hurt(node, code, int(began), T + began, T + since)
 
 
 @pytest.mark.parametrize(
@@ -411,6 +412,7 @@ def hurt(node: str, began: float, since: float, code: str = "GPU_XID_79") -> Hur
         ([hurt("n1", 0, 10), hurt("n2", 20, 30), hurt("n3", 40, 50)], ("n1", "n2", "n3")),
         ([hurt("n1", 0, 10), hurt("n2", 20, 3000), hurt("n3", 3010, 3020)], ("n2", "n3")),
         ([hurt("n1", 0, 10), hurt("n1", 20, 30)], ("n1",)),
+        ([hurt("n1", 0, 10), hurt("n2", 20, 30), hurt("n3", 20, 31)], ("n1", "n3")),  # two of one run
         # A switch that dies takes one link after the other: that is no job's doing.
         ([hurt("n1", 0, 10, "IB_PORT_DOWN"), hurt("n2", 20, 30, "IB_PORT_DOWN")], ()),
     ],

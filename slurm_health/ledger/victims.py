@@ -104,7 +104,7 @@ class Victims(Store):
     def hurts(self, job: int, now: float) -> list[Hurt]:
         """The faults that each run of this job met, oldest first. One that our prolog refused met none."""
         query = (
-            sa.select(victims.c.node, incidents.c.code, victims.c.began, victims.c.since)
+            sa.select(victims.c.node, incidents.c.code, victims.c.restarts, victims.c.began, victims.c.since)
             .join(incidents, incidents.c.id == victims.c.incident)
             .where(victims.c.job == job, victims.c.touched > now - LIFE, victims.c.refused == 0)
         )

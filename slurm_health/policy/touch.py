@@ -93,12 +93,15 @@ def broke(hurts: Iterable[Hurt], progress: float) -> tuple[str, ...]:
     """The nodes on which the last runs of a job met the same fault of a GPU, one run after the other.
 
     A run that had lasted `progress` seconds before it had nothing to do with the faults of the runs before.
+    Of one that met it on several nodes the last counts: what breaks many at a time is no job.
     """
     nodes: list[str] = []
     later: Hurt | None = None
     for one in sorted(hurts, key=lambda one: one.since, reverse=True):
         if not one.code.startswith(DEVICE_CODES):
             break
+        if later and one.run == later.run:
+            continue
         if later and (one.code != later.code or later.since - later.began >= progress):
             break
         if one.node not in nodes:
