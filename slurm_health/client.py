@@ -17,11 +17,13 @@ TIMEOUT = 10.0
 
 class ClientError(Exception):
     """Why there is no answer, and what to look at. `unreachable`: nobody was there to say no. `stands_by`: it
-    is not the one that acts."""
+    is not the one that acts. `mistaken`: nobody could answer that."""
 
-    def __init__(self, words: str, unreachable: bool = False, stands_by: bool = False) -> None:
+    def __init__(
+        self, words: str, unreachable: bool = False, stands_by: bool = False, mistaken: bool = False
+    ) -> None:
         super().__init__(words)
-        self.unreachable, self.stands_by = unreachable, stands_by
+        self.unreachable, self.stands_by, self.mistaken = unreachable, stands_by, mistaken
 
 
 def ask(config: Config, method: str, target: str, body: dict[str, Any] | None = None) -> Any:
@@ -80,7 +82,8 @@ def _ask(
         connection.close()
     if response.status != 200:
         said = answer.decode(errors="replace").strip()
-        raise ClientError(f"{where} says: {said}", stands_by=response.status == wire.STANDS_BY)
+        stands_by, mistaken = response.status == wire.STANDS_BY, response.status in (400, 404)
+        raise ClientError(f"{where} says: {said}", stands_by=stands_by, mistaken=mistaken)
     try:
         return json.loads(answer)
     except ValueError:

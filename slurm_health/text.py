@@ -54,9 +54,8 @@ def status(said: dict[str, Any]) -> str:
     lines += [f"{way.ljust(10)} is not sent: {why}" for way, why in said.get("notify", {}).items()]
     for pause in said["pauses"]:
         until = f"until {clock(pause['until'])}" if pause["until"] else "until `slurm-health unpause`"
-        lines.append(
-            f"paused     {pause['nodes'] or 'the whole cluster'} {until} by {pause['by']}: {pause['reason']}"
-        )
+        why = f": {pause['reason']}" if pause["reason"] else ""
+        lines.append(f"paused     {pause['nodes'] or 'the whole cluster'} {until} by {pause['by']}{why}")
     rows = [
         (
             node["node"],

@@ -379,6 +379,10 @@ class Door:
         if not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
             raise wire.Malformed("seconds: not a number of seconds")
         folded = _hostlist(asked)
+        known = self.controller.inventory.known  # as it is: a pause waits for no slurmctld
+        strange = NodeSet(folded, resolver=RESOLVER_NOGROUP) - NodeSet.fromlist(list(known))
+        if known and strange:
+            raise wire.Malformed(f"nodes: Slurm knows no {strange}")
         by, now = await self._aside(story.user, _uid()), time.time()
         self.ledger.pause(folded, now + seconds if seconds else 0.0, reason[:200], by, now)
         return self._look_again(f"paused: {folded or 'the whole cluster'}")

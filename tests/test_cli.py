@@ -429,11 +429,11 @@ def test_a_job_that_nothing_touched(controller: Answering) -> None:
     assert json.loads(call("job", "4711", "--json", "--config", str(controller.config)).stdout) == []
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 500, 503])
-def test_a_refusal_is_passed_on_in_its_words(controller: Answering, status: int) -> None:
+@pytest.mark.parametrize(("status", "code"), [(400, EX_USAGE), (404, EX_USAGE), (403, 3), (500, 3), (503, 3)])
+def test_a_refusal_is_passed_on_in_its_words(controller: Answering, status: int, code: int) -> None:
     controller.answer, controller.status = b"uid 1000 may not do this\n", status
     result = call("pause", "--config", str(controller.config))
-    assert result.exit_code == 3
+    assert result.exit_code == code
     assert result.stderr.endswith("says: uid 1000 may not do this\n")
 
 

@@ -568,6 +568,8 @@ async def test_the_status_of_the_cluster(tmp_path: Path) -> None:
         assert (said["worst"], said["nodes"], said["troubled"], said["pauses"]) == ("ok", 2, [], [])
         assert said["controller"]["mode"] == "drain"
         await here.ask("POST", "/v1/pause", {"nodes": "n[1-2]", "seconds": 3600, "reason": "work"})
+        strange, answer = await here.ask("POST", "/v1/pause", {"nodes": "n[1-4]"})
+        assert (strange, answer) == (400, "nodes: Slurm knows no n[3-4]\n")
         await here.report(XID)
         await here.settle()
         said = await here.get("/v1/status", ALICE)

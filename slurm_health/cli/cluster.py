@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import click
 
-from slurm_health.cli.shell import LEVELS, Group, config_option, json_option, load_config, show
+from slurm_health.cli.shell import EX_USAGE, LEVELS, Group, config_option, json_option, load_config, show
 
 
 def _ask(config_file: str | None, method: str, target: str, body: dict[str, Any] | None = None) -> Any:
@@ -27,7 +27,7 @@ def _answer(question: Callable[..., Any], *arguments: Any) -> Any:
     except ClientError as error:
         for line in str(error).splitlines():
             click.echo(f"slurm-health: {line}", err=True)
-        sys.exit(LEVELS["unknown"])
+        sys.exit(EX_USAGE if error.mistaken else LEVELS["unknown"])
 
 
 @click.command()
