@@ -70,6 +70,26 @@ def codes(book: RuleBook | None = None) -> list[str]:
     return sorted(plain - set(events)) + events
 
 
+def rows(book: RuleBook | None = None, code: str = "") -> list[dict[str, str]]:
+    """Each opinion on each code, or on this one: `code`, `severity`, `job`, `text` and how it is `seen`."""
+    book = book or rules.load()
+    wanted = code.strip().upper()
+    found: list[tuple[str, Rule | Opinion, str]] = [(rule.code, rule, _seen(rule)) for rule in book.rules]
+    for name, prefix in rules.EVENTS.items():
+        numbers = {number: LINES[name].format(n=number) for number in sorted(book.events[name])}
+        if match := re.fullmatch(rf"{prefix}_(\d+)", wanted):  # one that no table has
+            numbers.setdefault(int(match[1]), LINES[name].format(n=match[1]))
+        for number, seen in numbers.items():
+            found.append((f"{prefix}_{number}", book.events[name].get(number, book.unknown[name]), seen))
+    said = [
+        {"code": its, "severity": str(one.severity), "job": _jobs(one), "text": one.text, "seen": seen}
+        for its, one, seen in found
+    ]
+    for its, (about, seen, *_) in ELSEWHERE.items():
+        said.append({"code": its, "severity": "warning", "job": "none", "text": about, "seen": seen})
+    return [row for row in said if wanted in ("", row["code"])]
+
+
 def page(code: str, book: RuleBook | None = None) -> str:
     """The page of a code. KeyError, with codes that look like it, where there is none."""
     book = book or rules.load()

@@ -501,6 +501,15 @@ def test_probes_and_explanations() -> None:
     page = call("explain", "gpu_xid_79")
     assert page.exit_code == 0
     assert "GPU_XID_79" in page.output
+    said = json.loads(call("explain", "--json").output)
+    assert {row["code"] for row in said} == set(codes)
+    assert all(set(row) == {"code", "severity", "job", "text", "seen"} for row in said)
+    lost = [row for row in said if row["code"] == "GPU_XID_79"]
+    assert {(row["severity"], row["job"]) for row in lost} == {("critical", "now")}
+    assert json.loads(call("explain", "gpu_xid_79", "--json").output) == lost
+    [new] = json.loads(call("explain", "GPU_XID_999", "--json").output)
+    assert (new["code"], new["severity"]) == ("GPU_XID_999", "warning")
+    assert call("explain", "GPU_XID", "--json").exit_code == 64
 
 
 def test_replay(tmp_path: Path) -> None:
@@ -656,3 +665,15 @@ def test_nobody_acts(pair: tuple[Answering, Answering]) -> None:
         assert result.stderr == "".join(
             f"slurm-health: the controller at {one.address} says: {words}\n" for one in (first, second)
         )
+
+
+@pytest.mark.parametrize("words", [("status",), ("env",), ("run", "true"), ("inject", "n1", "ib-down")])
+def test_a_sandbox_that_is_not_there_is_said(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_HEALTH_SANDBOX", str(tmp_path / "none"))
+    result = call("sandbox", *words)
+    assert (result.exit_code, result.stdout) == (69, "")
+    assert result.stderr == (
+        f"Error: there is no sandbox in {tmp_path}/none: slurm-health sandbox up starts one\n"
+    )

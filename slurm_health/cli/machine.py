@@ -100,8 +100,9 @@ def probes(as_json: bool, config_file: str | None) -> None:
 @click.command()
 @click.argument("code", required=False)
 @click.option("--markdown", is_flag=True, help="All of them in tables, as in docs/FAULTS.md.")
+@json_option
 @config_option
-def explain(code: str | None, markdown: bool, config_file: str | None) -> None:
+def explain(code: str | None, markdown: bool, as_json: bool, config_file: str | None) -> None:
     """Say what CODE means, how it is seen, what is done then.
 
     Without CODE all are listed. With a configuration the site's own rules are in it, too.
@@ -111,13 +112,12 @@ def explain(code: str | None, markdown: bool, config_file: str | None) -> None:
     book = rules.load(load_config(config_file).rule)
     if markdown:
         click.echo(explain.markdown(book), nl=False)
-    elif code is None:
-        click.echo("\n".join(explain.codes(book)))
-    else:
-        try:
-            click.echo(explain.page(code.upper(), book))
-        except KeyError as error:
-            raise click.UsageError(str(error.args[0])) from None
+        return
+    try:
+        said = explain.page(code, book) if code else "\n".join(explain.codes(book))
+        show(explain.rows(book, code or "") if as_json else said, as_json, str)
+    except KeyError as error:
+        raise click.UsageError(str(error.args[0])) from None
 
 
 @click.command()

@@ -195,6 +195,8 @@ def sandbox_env(box: Any) -> None:
 
     eval "$(slurm-health sandbox env)"
     """
+    if not box.exists:
+        raise Cannot(f"there is no sandbox in {box.folder}: slurm-health sandbox up starts one")
     for key, value in box.env().items():
         click.echo(f"export {key}={shlex.quote(value)}")
 
