@@ -34,6 +34,7 @@ USUAL = (
 REPORT, DECISION = "/v1/report", "/v1/decision"
 QUICK = 1.0  # seconds: an answer that took no longer says well enough what the controller's clock is
 FIRST_WAIT, LAST_WAIT = 0.2, 5.0  # seconds when all controllers were tried, doubled and spread by chance
+SOONEST = 0.2  # seconds of it that no news shortens
 
 Address = tuple[str, int]
 
@@ -105,7 +106,7 @@ class Link(threading.Thread):
                 clock.compare(sent, wire.moment_now(answer), time.monotonic() - began)
             except Exception as error:  # whatever it is: a node that falls silent is watched by nobody
                 self._mourn(REPORT, turn, error)
-                wait = self._move_on(turn, wait)
+                wait = self._move_on(turn, wait, self._await_news)
                 continue
             wait = FIRST_WAIT
             self._rejoice(REPORT)
@@ -141,7 +142,12 @@ class Link(threading.Thread):
     def _address(self, turn: int) -> Address:
         return self.addresses[turn % len(self.addresses)]
 
-    def _move_on(self, turn: int, wait: float) -> float:
+    def _await_news(self, seconds: float) -> None:
+        """A fault, or the word of the other thread that a controller answers, is worth another try."""
+        time.sleep(min(seconds, SOONEST))
+        self.news.wait(max(0.0, seconds - SOONEST))
+
+    def _move_on(self, turn: int, wait: float, pause: Callable[[float], None] = time.sleep) -> float:
         """Try the next controller, at once but for a `wait` after the last one; how long the next is."""
         if self.turn == turn:  # else the other thread has moved on already
             self.turn = turn + 1
@@ -149,7 +155,7 @@ class Link(threading.Thread):
                 self.clock = Clock()
         if (turn + 1) % len(self.addresses):
             return wait
-        time.sleep(wait * random.uniform(0.5, 1.0))
+        pause(wait * random.uniform(0.5, 1.0))
         return min(LAST_WAIT, wait * 2)
 
     @property

@@ -244,6 +244,20 @@ def test_a_controller_that_is_away_is_tried_until_it_is_back(controller: Control
     wait(lambda: not node.link.trouble)
 
 
+def test_news_waits_for_no_controller_that_was_away(
+    controller: Controller, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "FIRST_WAIT", 3600.0)
+    monkeypatch.setattr(link_module, "LAST_WAIT", 3600.0)
+    monkeypatch.setattr(link_module, "SOONEST", 0.01)
+    controller.stop()
+    threading.Thread.start(node.link)  # it alone: the listener would tell it, too
+    wait(lambda: node.link.trouble)
+    controller.start()
+    node.link.poke()
+    wait(lambda: node.heard)
+
+
 def test_a_controller_that_was_restarted_is_told_at_once(controller: Controller, node: Node) -> None:
     node.link.start()
     wait(lambda: node.heard)
