@@ -180,6 +180,7 @@ def die_as_node(ordeal):
     from slurm_health.probes.kernel import KernelLog
     from slurm_health.sinks.verdict import VerdictFile
     from slurm_health.spool import Spool
+    from slurm_health.state import State
 
     news = threading.local()
     said = ""
@@ -216,7 +217,7 @@ def die_as_node(ordeal):
     after(Spool, "add", added, ordeal.turn)
     after(Spool, "receipted", receipted)
     after(VerdictFile, "write", written)
-    after(node.NodeDaemon, "_save", lambda _, __, name, ___: ordeal.die(f"saved {name}"))
+    after(State, "save", lambda _, __, name, *___, **____: ordeal.die(f"saved {name}"))
     after(node.NodeDaemon, "compose", composed)
     after(wire, "decision", answered)
 
