@@ -274,8 +274,10 @@ def test_all_ports_vanish(healthy: Path, known: Baseline) -> None:
     assert verdicts == {("infiniband.listed", ""): 0, **gone}
 
 
-def test_a_failed_probe_says_nothing(known: Baseline) -> None:
-    assert expect(known, NOTHING, Report("infiniband", (), "no answer within 5 s")) == ()
+@pytest.mark.parametrize("said", [(), (Reading("infiniband.listed", "", 2),)], ids=["nothing", "some"])
+def test_a_failed_probe_says_nothing(known: Baseline, said: tuple[Reading, ...]) -> None:
+    """Not even of the ports that it had not come to when it failed."""
+    assert expect(known, NOTHING, Report("infiniband", said, "no answer within 5 s")) == said
 
 
 def test_ignored_ports_are_not_judged(healthy: Path, known: Baseline) -> None:
