@@ -82,3 +82,14 @@ def test_a_run_that_took_both_ways_has_no_row(tmp_path):
     file.write_text(JUNIT.format(slurm="26.05", more=other))
     with pytest.raises(SystemExit, match="of no one Slurm by one way"):
         table.read(file, "")
+
+
+def test_the_page_tells_of_every_slurm_by_every_way_and_of_no_failure():
+    runs = table.parse(PAGE)
+    assert set(runs) == {
+        ("22.05", "commands"),
+        ("24.11", "commands"),
+        ("26.05", "commands"),
+        ("26.05", "pyslurm"),
+    }
+    assert {run.failed for run in runs.values()} == {"0"}
